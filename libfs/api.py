@@ -1,0 +1,100 @@
+"""What every library file system offers to a mount or a server (docs/libfs.md).
+
+Calls are synchronous and work on what is in core.  When something must be fetched first, a call raises `NotInCore`
+*before* it has changed anything; the caller has the requests carried out (`fetch`, or `await afetch`) and calls again.
+Every other failure is an `OSError` with its errno.  Inode numbers are ints, names bytes, times ns since 1970.
+
+An answered change is visible to every later call at once, and is durable after `fsync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class NotInCore(Exception):
+    """Have `requests` carried out, then call again."""
+
+    def __init__(self, requests: Sequence[Any]) -> None:
+        self.requests = requests
+        super().__init__(requests)
+
+
+@dataclass(slots=True)
+class Attr:
+    """What `stat` shows.  `blocks` counts 512 bytes."""
+
+    ino: int
+    generation: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(slots=True)
+class StatFs:
+    """Sizes in blocks of `block_size` bytes."""
+
+    block_size: int
+    blocks: int
+    free: int
+    available: int
+    files: int
+    files_free: int
+    name_max: int
+
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+class FileSystem(Protocol):
+    """The interface.  A raised `NotInCore` has had no effect."""
+
+    root_ino: int
+    on_invalidate: Callable[..., None]
+    """Called with an inode number (and, for a directory, names) that another environment may have changed."""
+
+    def lookup(self, parent: int, name: bytes) -> Attr: ...
+    def getattr(self, ino: int) -> Attr: ...
+    def setattr(
+        self,
+        ino: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime: int | None = None,
+        mtime: int | None = None,
+    ) -> Attr: ...
+    def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attr: ...
+    def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attr: ...
+    def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attr: ...
+    def link(self, ino: int, parent: int, name: bytes) -> Attr: ...
+    def unlink(self, parent: int, name: bytes) -> None: ...
+    def rmdir(self, parent: int, name: bytes) -> None: ...
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None: ...
+    def readlink(self, ino: int) -> bytes: ...
+    def parent(self, ino: int) -> int: ...
+    def readdir(self, ino: int, cookie: int) -> Iterator[tuple[bytes, Attr, int]]: ...
+    def open(self, ino: int) -> None: ...
+    def release(self, ino: int) -> None: ...
+    def read(self, ino: int, offset: int, size: int) -> list[memoryview]: ...
+    def write(self, ino: int, offset: int, data: bytes) -> int: ...
+    def statfs(self) -> StatFs: ...
+    def fsync(self, ino: int | None, datasync: bool = False) -> None: ...
+    async def afsync(self, ino: int | None, datasync: bool = False) -> None: ...
+    def fetch(self, requests: Sequence[Any]) -> None: ...
+    async def afetch(self, requests: Sequence[Any]) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...

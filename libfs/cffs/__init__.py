@@ -1,0 +1,1 @@
+"""C-FFS: embedded inodes and explicit grouping (Ganger and Kaashoek, USENIX 1997)."""

@@ -1,0 +1,514 @@
+"""Crossing: what the overlay holds becomes transactions, batched (docs/cffs.md section 4).
+
+CROSS-1  A sector crosses with all that its change owns, references and counts: transactions balance by themselves.
+CROSS-2  A block's allocation crosses before, or in one transaction with, the first change inside it.
+CROSS-3  What XN refuses after it was answered is an error of the inodes concerned (`errors`), and what is in core of
+         them is dropped in favour of what XN has.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from libfs.api import NotInCore
+from libfs.cffs.extents import EMPTY_SECTOR, Lost, pack_cell
+from libfs.cffs.files import Files
+from libfs.cffs.grouping import LARGE
+from libfs.cffs.inode import Node
+from libfs.cffs.layout import INODE_BYTES
+from libfs.cffs.overlay import Sector
+from libfs.cffs.requests import Fetch
+from xok_host.abi import errors as e
+from xok_host.abi.calls import MAX_OPS, OP_HEADER, VECTOR_HEADER, OpFlag, OpKind
+from xok_host.abi.types import SECTOR, SECTORS, TYPE_XN_DB, LockMode
+
+MAX_PIECES = 16
+"""Extents that the inodes of one sector gain or publish in one transaction."""
+MAX_GAIN = 2048
+"""Blocks that one inode gains in one transaction."""
+MAX_TRIES = 8
+_MODIFY, _ALLOC, _FREE, _PUBLISH = (int(OpKind[name]) for name in ("MODIFY", "ALLOC", "FREE", "PUBLISH"))
+_PAGES = int(OpFlag.PAGES)
+_DATA = int(TYPE_XN_DB)
+_pack_op = OP_HEADER.pack
+_SECTOR_VECTOR = {part: VECTOR_HEADER.pack(part * SECTOR, SECTOR) for part in range(SECTORS)}
+
+
+class Part:
+    """What one sector's crossing consists of."""
+
+    __slots__ = ("blocks", "key", "nodes", "ops", "sent")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.ops: list[bytes] = []
+        self.nodes: list[Node] = []
+        self.sent: list[tuple[Node, list[int], int]] = []
+        """(node, logical blocks whose pages cross, how many of them were promised)"""
+        self.blocks: list[int] = [key >> 3]
+        """Blocks that are dirty in XN afterwards."""
+
+
+class Crossing(Files):
+    """Turning the overlay into transactions."""
+
+    def cross(self) -> None:
+        """Everything answered so far crosses.  Never raises what an operation did not ask for: see CROSS-3."""
+        while self.dirty or self.overlay:
+            self._cross_once()
+
+    def _cross_once(self) -> None:
+        parts: dict[int, Part] = {}
+        dirty, self.dirty = self.dirty, {}
+        for node in dirty.values():
+            key = node.ino >> 2
+            part = parts.get(key)
+            if part is None:
+                part = parts[key] = Part(key)
+            changed = self.overlay.get(key) or self._sector_now(key)
+            try:
+                if self._node_ops(node, part, changed):
+                    self.dirty[node.ino] = node
+            except OSError as error:
+                self.errors[node.ino] = error
+                self._give_up(node)
+                continue
+            node.pack_into(changed.data, (node.ino & 3) * INODE_BYTES)
+            part.nodes.append(node)
+        overlay, self.overlay = self.overlay, {}
+        base = self.dev << 56
+        for key, changed in overlay.items():
+            part = parts.get(key)
+            if part is None:
+                part = parts[key] = Part(key)
+            da = base | (key >> 3) << 12
+            number = key & 7
+            head = _pack_op(_MODIFY, 0, 1, number, da, 0, 0, 0, 0) + _SECTOR_VECTOR[number] + changed.data
+            part.ops.insert(0, head)
+            for start, count, holder, own, kind in changed.frees:
+                self._free(part, holder, own, start, count, kind)
+            if changed.nodes_freed:
+                self._free_nodes(part, changed.nodes_freed)
+        self._submit(self._arrange(overlay, parts), overlay)
+
+    def _sector_now(self, key: int) -> Sector:
+        """The sector, fetched if it must be."""
+        for _ in range(MAX_TRIES):
+            try:
+                return self.sector(key)
+            except NotInCore as missing:
+                self.fetch(missing.requests)
+        raise OSError(errno.EIO, "a directory block does not stay in core")
+
+    def fetch(self, requests: Any) -> None:
+        raise NotImplementedError
+
+    # ---- one inode
+
+    def _node_ops(self, node: Node, part: Part, changed: Sector) -> bool:
+        """Append the operations that the inode's new state needs; True if some of it has to wait for the next round."""
+        left = False
+        gains: list[tuple[int, int, int, int]] = []
+        publishes: list[tuple[int, int, int, int]] = []
+        if node.pages:
+            gains, publishes, left = self._assign(node, part, changed)
+        extents = node.extents
+        if extents is not None:
+            if extents.removed:
+                self._free_nodes(part, extents.removed)
+                extents.removed = []
+            if not extents.embedded:
+                self._tree_ops(node, part)
+        if gains:
+            for logical, db, count, page in gains:
+                holder, own = self._holder_of(node, logical)
+                part.ops.append(_pack_op(_ALLOC, _PAGES, 0, own, holder, db, count, _DATA, page))
+        if publishes:
+            for logical, db, count, page in publishes:
+                holder, own = self._holder_of(node, logical)
+                part.ops.append(_pack_op(_PUBLISH, 0, 0, own, holder, db, count, _DATA, page))
+        if node.gained:
+            kind = self.directory_type
+            for db, logical in node.gained:
+                holder, own = self._holder_of(node, logical)
+                part.ops.append(_pack_op(_ALLOC, 0, 0, own, holder, db, 1, kind, 0))
+                part.blocks.append(db)
+            node.gained = []
+        if node.lost:
+            kind = self.directory_type if node.is_directory else _DATA
+            for start, count, block, own in node.lost:
+                self._free(part, block, own, start, count, kind)
+            node.lost = []
+        return left
+
+    def _holder_of(self, node: Node, logical: int) -> tuple[int, int]:
+        """(da of the metadata block, partition) that owns the block at `logical`."""
+        extents = node.extents
+        assert extents is not None
+        block, part = self.holder(node, extents.entry_at(logical))
+        return self.dev << 56 | block << 12, part
+
+    def _assign(
+        self, node: Node, part: Part, changed: Sector
+    ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], bool]:
+        """Choose blocks for new contents: (gains, publishes, is something left), as (logical, block, count, page)."""
+        pages = node.pages
+        extents = self.extents_now(node)
+        home = self.nodes.get(node.home)
+        if len(pages) == 1 and not extents.blocks:
+            # The common case: a new small file.
+            ((logical, page),) = pages.items()
+            group, near = (home.group, home.ino >> 5) if home is not None else (0, node.ino >> 5)
+            db, group = self.grouping.small(group, near)
+            if home is not None:
+                home.group = group
+            node.group = group
+            extents.insert(logical, 1, db)
+            part.sent.append((node, [logical], 1))
+            part.blocks.append(db)
+            return [(logical, db, 1, page)], [], False
+        gains: list[tuple[int, int, int, int]] = []
+        publishes: list[tuple[int, int, int, int]] = []
+        sent: list[int] = []
+        promised = 0
+        runs = self._runs(node, sorted(pages))
+        limit = MAX_PIECES - len(part.ops)
+        if changed.links is not None:
+            limit = limit * 2 // len(changed.links)
+        if not part.ops:
+            limit = max(limit, 1)
+        small = extents.blocks + node.promised <= LARGE
+        left = False
+        total = 0
+        for logical, db, count, page in runs:
+            if len(gains) + len(publishes) >= limit or total >= MAX_GAIN:
+                left = True
+                break
+            count = min(count, MAX_GAIN)
+            if db:
+                publishes.append((logical, db, count, page))
+            else:
+                for start, length in self._choose(node, home, logical, count, small):
+                    if len(gains) >= limit and gains:
+                        self.grouping.taken.difference_update(range(start, start + length))
+                        left = True
+                        continue
+                    extents.insert(logical, length, start)
+                    gains.append((logical, start, length, page))
+                    sent.extend(range(logical, logical + length))
+                    part.blocks.extend(range(start, start + length))
+                    logical += length
+                    page += length
+                    promised += length
+                    total += length
+                continue
+            sent.extend(range(logical, logical + count))
+            part.blocks.extend(range(db, db + count))
+            total += count
+        if len(sent) < len(pages):
+            left = True
+        part.sent.append((node, sent, promised))
+        return gains, publishes, left
+
+    def extents_now(self, node: Node) -> Any:
+        for _ in range(64):
+            try:
+                return self.extents(node)
+            except NotInCore as missing:
+                self.fetch(missing.requests)
+        raise OSError(errno.EIO, "an extent node does not stay in core")
+
+    def _runs(self, node: Node, logicals: list[int]) -> list[tuple[int, int, int, int]]:
+        """Runs (logical, block or 0, count, page) in which file, disk and pages are all adjacent."""
+        runs: list[tuple[int, int, int, int]] = []
+        extents = node.extents
+        assert extents is not None
+        pages = node.pages
+        first = previous = -2
+        db = count = page = 0
+        mapped = 0
+        for logical in logicals:
+            here = pages[logical]
+            if mapped > 0 and logical == previous + 1:
+                mapped -= 1
+                place = db + count if db else 0
+            else:
+                place, mapped = extents.find(logical)
+                mapped -= 1
+            if (
+                count
+                and logical == previous + 1
+                and here == page + count
+                and (place == db + count if db else not place)
+            ):
+                count += 1
+            else:
+                if count:
+                    runs.append((first, db, count, page))
+                first, db, count, page = logical, place, 1, here
+            previous = logical
+        if count:
+            runs.append((first, db, count, page))
+        return runs
+
+    def _choose(self, node: Node, home: Node | None, logical: int, count: int, small: bool) -> list[tuple[int, int]]:
+        extents = node.extents
+        assert extents is not None
+        before = extents.find(logical - 1)[0] if logical else 0
+        if small:
+            group, near = (home.group, home.ino >> 5) if home is not None else (0, node.ino >> 5)
+            found: list[tuple[int, int]] = []
+            for _ in range(count):
+                db, group = self.grouping.small(group, near)
+                if found and found[-1][0] + found[-1][1] == db:
+                    found[-1] = (found[-1][0], found[-1][1] + 1)
+                else:
+                    found.append((db, 1))
+            if home is not None:
+                home.group = group
+            node.group = group
+            return found
+        return list(self.grouping.large(before + 1 if before else 0, count))
+
+    # ---- extent trees
+
+    def _tree_ops(self, node: Node, part: Part) -> None:
+        """Allocate nodes that have no block, and change the sectors that differ from what XN has."""
+        extents = node.extents
+        assert extents is not None
+        extents.settle()
+        base = self.dev << 56
+        content = int(node.is_directory)
+        home = self.nodes.get(node.home)
+        trees = extents.nodes()
+        for tree in trees:
+            if not tree.block:
+                tree.block, group = self.grouping.small(home.group if home is not None else 0, node.ino >> 5)
+                if home is not None:
+                    home.group = group
+                self.free -= 1
+                block, own = tree.holder()
+                if not block:
+                    block, own = part.key >> 3, part.key & 7
+                part.ops.append(_pack_op(_ALLOC, 0, 0, own, base | block << 12, tree.block, 1, self.node_type, 0))
+        for tree in trees:
+            address = base | tree.block << 12
+            for cell in tree.cells:
+                if cell.dirty:
+                    cell.dirty = False
+                    head = _pack_op(_MODIFY, 0, 1, cell.number, address, 0, 0, 0, 0)
+                    part.ops.append(head + _SECTOR_VECTOR[cell.number] + pack_cell(cell, content))
+                    part.blocks.append(tree.block)
+
+    def _free(self, part: Part, holder: int, own: int, start: int, count: int, kind: int) -> None:
+        """Free an extent that partition `own` of extent node `holder` (0: the part's own sector) has lost."""
+        if not holder:
+            holder, own = part.key >> 3, part.key & 7
+        part.ops.append(_pack_op(_FREE, 0, 0, own, self.dev << 56 | holder << 12, start, count, kind, 0))
+
+    def _free_nodes(self, part: Part, nodes: list[Lost]) -> None:
+        """Empty extent nodes and free them."""
+        for block, _, holder, own in nodes:
+            address = self.dev << 56 | block << 12
+            for sector in range(SECTORS):
+                part.ops.append(
+                    _pack_op(_MODIFY, 0, 1, sector, address, 0, 0, 0, 0) + _SECTOR_VECTOR[sector] + EMPTY_SECTOR
+                )
+            self._free(part, holder, own, block, 1, self.node_type)
+
+    # ---- transactions
+
+    def _arrange(self, overlay: dict[int, Sector], parts: dict[int, Part]) -> list[list[list[Part]]]:
+        """Transactions, each a list of components, each a list of parts, in an order that obeys CROSS-1 and CROSS-2."""
+        transactions: list[list[list[Part]]] = []
+        done: set[int] = set()
+        room = 0
+        new_blocks = self.new_blocks
+        for key, changed in overlay.items():
+            if key in done:
+                continue
+            if changed.links is None and key >> 3 not in new_blocks:
+                done.add(key)
+                component = [parts[key]]
+            else:
+                keys: set[int] = set()
+                self._gather(key, overlay, done, keys)
+                component = []
+                while keys:
+                    self._emit(next(iter(keys)), keys, parts, component)
+            need = sum(len(part.ops) for part in component)
+            if need > room:
+                transactions.append([])
+                room = MAX_OPS
+            transactions[-1].append(component)
+            room -= need
+        return transactions
+
+    def _gather(self, key: int, overlay: dict[int, Sector], done: set[int], keys: set[int]) -> None:
+        """The sectors that must cross with `key` or, not having crossed yet, before it."""
+        if key in done or key not in overlay:
+            return
+        done.add(key)
+        keys.add(key)
+        owner = self.new_blocks.get(key >> 3)
+        if owner is not None:
+            self._gather(owner >> 2, overlay, done, keys)
+        for other in overlay[key].links or ():
+            self._gather(other, overlay, done, keys)
+
+    def _emit(self, key: int, keys: set[int], parts: dict[int, Part], component: list[Part]) -> None:
+        """Append a sector of a component, its block's allocation first (CROSS-2)."""
+        if key not in keys:
+            return
+        keys.discard(key)
+        owner = self.new_blocks.get(key >> 3)
+        if owner is not None:
+            self._emit(owner >> 2, keys, parts, component)
+        component.append(parts[key])
+
+    def _submit(self, transactions: list[list[list[Part]]], overlay: dict[int, Sector]) -> None:
+        datas = [
+            b"".join(op for component in transaction for part in component for op in part.ops)
+            for transaction in transactions
+        ]
+        with self.env.batch() as batch:
+            for data in datas:
+                batch.add("transact", cap=self.cap, data=data)
+        for transaction, data, completion in zip(transactions, datas, batch.results, strict=True):
+            if completion.code == 0 or self._try_again(transaction, data, completion):
+                for component in transaction:
+                    for part in component:
+                        self._crossed(part)
+        if self.locks_to_take:
+            self._take_new_locks()
+
+    def _crossed(self, part: Part) -> None:
+        self.unwritten.update(part.blocks)
+        taken, new_blocks = self.grouping.taken, self.new_blocks
+        for node, logicals, promised in part.sent:
+            pages = node.pages
+            if len(logicals) == len(pages):
+                node.pages = {}
+            else:
+                for logical in logicals:
+                    del pages[logical]
+            node.promised -= promised
+            self.promised -= promised
+            self.free -= promised
+        for node in part.nodes:
+            node.crossed = True
+        for db in part.blocks:
+            taken.discard(db)
+            if new_blocks:
+                new_blocks.pop(db, None)
+
+    # ---- refusals
+
+    def _try_again(self, transaction: list[list[Part]], data: bytes, completion: Any) -> bool:
+        """XN refused: do what it asks for and try again.  False: the error is final, and recorded (CROSS-3)."""
+        from xok_host.abi.client import refusal
+
+        error: e.XokError = refusal(completion)
+        for _ in range(MAX_TRIES):
+            try:
+                if isinstance(error, e.NotInCore):
+                    self._bring_in(transaction)
+                elif isinstance(error, (e.WouldCycle, e.Tainted, e.NoSpace, e.LimitReached)):
+                    self.write_all_now()
+                else:
+                    break
+                self.env.call("transact", cap=self.cap, data=data)
+                return True
+            except e.XokError as again:
+                error = again
+            except OSError:
+                break
+        if len(transaction) > 1:
+            # One bad apple: the others cross by themselves.
+            for component in transaction:
+                alone = b"".join(op for part in component for op in part.ops)
+                (result,) = self._one(alone)
+                if result.code == 0 or self._try_again([component], alone, result):
+                    for part in component:
+                        self._crossed(part)
+            return False
+        self._refused(transaction, error)
+        return False
+
+    def _one(self, data: bytes) -> list[Any]:
+        with self.env.batch() as batch:
+            batch.add("transact", cap=self.cap, data=data)
+        return list(batch.results)
+
+    def _bring_in(self, transaction: list[list[Part]]) -> None:
+        """Fetch the metadata blocks that a transaction names."""
+        for component in transaction:
+            for part in component:
+                if part.key >> 3 not in self.new_blocks and self.page_of(part.key >> 3) < 0:
+                    self.fetch([self.fetch_of(part.key >> 3)])
+                for node in part.nodes:
+                    extents = node.extents
+                    if extents is None:
+                        continue
+                    for tree in extents.nodes():
+                        if tree.block in self.grouping.taken or self.page_of(tree.block) >= 0:
+                            continue
+                        block, own = tree.holder()
+                        if not block:
+                            block, own = node.ino >> 5, node.ino >> 2 & 7
+                        self.fetch([Fetch(block, ((tree.block, 1, own),))])
+                for op in part.ops:
+                    kind, _, _, own, da, db, count, type_id, _ = OP_HEADER.unpack_from(op)
+                    if kind == _FREE and type_id != _DATA:
+                        for block in range(db, db + count):
+                            if self.page_of(block) < 0:
+                                self.fetch([Fetch(da >> 12 & (1 << 44) - 1, ((block, 1, own),))])
+
+    def write_all_now(self) -> None:
+        """Make everything that has crossed durable, waiting for it here."""
+        raise NotImplementedError
+
+    def _refused(self, transaction: list[list[Part]], error: e.XokError) -> None:
+        """CROSS-3."""
+        failure = OSError(error.errno, str(error))
+        for component in transaction:
+            for part in component:
+                for node, logicals, promised in part.sent:
+                    for logical in logicals:
+                        self.return_pages(node.pages.pop(logical))
+                    node.promised -= promised
+                    self.promised -= promised
+                for node in part.nodes:
+                    self.errors[node.ino] = failure
+                    self._give_up(node)
+                    self.errors[node.home] = failure
+                    home = self.nodes.get(node.home)
+                    if home is not None:
+                        home.directory = None
+                owner = self.nodes.get(self.homes.get(part.key >> 3, 0))
+                if owner is not None:
+                    owner.directory = None
+                for db in part.blocks[1:]:
+                    self.grouping.taken.discard(db)
+                    if self.new_blocks.pop(db, None) is not None:
+                        self.homes.pop(db, None)
+
+    def _give_up(self, node: Node) -> None:
+        """Drop what is in core of an inode that cannot cross as it is."""
+        for page in node.pages.values():
+            self.return_pages(page)
+        self.promised -= node.promised
+        node.pages, node.promised = {}, 0
+        self.nodes.pop(node.ino, None)
+        self.dirty.pop(node.ino, None)
+
+    def _take_new_locks(self) -> None:
+        """Locks on blocks that exist now: nobody else can have heard of them."""
+        blocks, self.locks_to_take = self.locks_to_take, []
+        with self.env.batch() as batch:
+            for block in blocks:
+                batch.add("lock", self.dev << 56 | block << 12, int(LockMode.EXCLUSIVE), cap=self.cap)
+        for block, completion in zip(blocks, batch.results, strict=True):
+            if completion.code:
+                self.locks.pop(block, None)

@@ -1,0 +1,176 @@
+"""The raw disk, on real image files, with io_uring and with threads."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from xok_host.abi.errors import BadDisk, InUse
+from xok_host.abi.types import BLOCK, SECTOR
+from xok_host.host import blockdev
+from xok_host.host.blockdev import BlockDevice, open_disk
+from xok_host.host.disk import drain, sector_of
+
+BLOCKS = 2048
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    with open(path, "wb") as file:
+        file.truncate(BLOCKS * BLOCK)
+    return path
+
+
+@pytest.fixture(params=["uring", "threads"])
+def disk(request: pytest.FixtureRequest, image: Path) -> Iterator[BlockDevice]:
+    without = frozenset() if request.param == "uring" else frozenset({"uring"})
+    device = open_disk(str(image), without=without)
+    yield device
+    drain(device)
+    device.close()
+
+
+def pages(count: int, fill: Callable[[int], int] | None = None) -> list[memoryview]:
+    memory = memoryview(mmap.mmap(-1, count * BLOCK))
+    out = [memory[index * BLOCK : (index + 1) * BLOCK] for index in range(count)]
+    if fill is not None:
+        for index, page in enumerate(out):
+            page[:] = bytes([fill(index)]) * BLOCK
+    return out
+
+
+def test_what_was_written_is_read(disk: BlockDevice) -> None:
+    results: list[int] = []
+    written = pages(64, lambda index: index + 1)
+    for index, page in enumerate(written):
+        disk.write(sector_of(100 + index), [page], results.append)
+    drain(disk)
+    disk.flush(results.append)
+    drain(disk)
+    read = pages(64)
+    disk.read(sector_of(100), read, results.append)
+    drain(disk)
+    assert results == [0] * 66
+    assert [bytes(page) for page in read] == [bytes(page) for page in written]
+    assert disk.statistics().flushes == 1
+    assert disk.statistics().bytes_written == disk.statistics().bytes_read == 64 * BLOCK
+
+
+def test_neighbours_become_one_request_whatever_their_order(disk: BlockDevice) -> None:
+    done: list[int] = []
+    for index in reversed(range(100)):
+        disk.write(sector_of(index), pages(1), done.append)
+    for index in (500, 502):
+        disk.write(sector_of(index), pages(1), done.append)
+    drain(disk)
+    assert done == [0] * 102
+    assert disk.statistics().write_requests == 3
+
+
+def test_a_request_has_a_largest_size(disk: BlockDevice) -> None:
+    count = 2 * blockdev.MAX_REQUEST // BLOCK + 1
+    memory = pages(count)
+    for index, page in enumerate(memory):
+        disk.read(sector_of(index), [page], lambda code: None)
+    drain(disk)
+    assert disk.statistics().read_requests == 3
+
+
+def test_single_sectors_can_be_written(disk: BlockDevice) -> None:
+    page = pages(1, lambda _: 7)[0]
+    disk.write(sector_of(9) + 3, [page[3 * SECTOR : 4 * SECTOR]], lambda code: None, durable=True)
+    drain(disk)
+    back = pages(1)[0]
+    disk.read(sector_of(9), [back], lambda code: None)
+    drain(disk)
+    assert bytes(back) == bytes(3 * SECTOR) + b"\7" * SECTOR + bytes(4 * SECTOR)
+
+
+def test_a_request_outside_the_disk_is_refused_before_it_is_queued(disk: BlockDevice) -> None:
+    with pytest.raises(ValueError, match="not whole sectors"):
+        disk.read(sector_of(BLOCKS), pages(1), lambda code: None)
+    with pytest.raises(ValueError, match="not whole sectors"):
+        disk.write(0, [pages(1)[0][:100]], lambda code: None)
+    assert disk.in_flight() == 0
+
+
+def test_an_error_reaches_only_the_operation_that_caused_it(disk: BlockDevice, image: Path) -> None:
+    """The file shrinks behind our back: reads beyond its new end fail, those before it that were merged do not."""
+    os.truncate(image, 1000 * BLOCK)
+    results: dict[int, int] = {}
+    for index in range(996, 1004):
+        disk.read(sector_of(index), pages(1), lambda code, index=index: results.__setitem__(index, code))
+    drain(disk)
+    assert results == {index: 0 if index < 1000 else errno.EIO for index in range(996, 1004)}
+    assert disk.statistics().errors == 4
+
+
+def test_results_come_from_poll_alone(disk: BlockDevice) -> None:
+    done: list[int] = []
+    disk.read(0, pages(1), done.append)
+    disk.submit()
+    assert not done and disk.in_flight() == 1
+    drain(disk)
+    assert done == [0] and disk.in_flight() == 0
+
+
+def test_an_open_disk_cannot_be_opened_again(disk: BlockDevice, image: Path) -> None:
+    with pytest.raises(InUse, match="another xokd"):
+        open_disk(str(image))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist; `xok format"),
+        (lambda path: path.mkdir(), "neither a block device nor a file"),
+        (lambda path: path.write_bytes(b"short"), "at least"),
+    ],
+)
+def test_what_cannot_be_a_disk_is_refused_by_name(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    path = tmp_path / "other"
+    make(path)
+    with pytest.raises(BadDisk, match=message) as refusal:
+        open_disk(str(path))
+    assert str(path) in str(refusal.value)
+
+
+@pytest.fixture
+def loop(image: Path) -> Iterator[str]:
+    found = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip("no loop devices on this host")
+    name = found.stdout.strip()
+    yield name
+    subprocess.run(["losetup", "--detach", name], check=True)
+
+
+def test_an_image_under_a_loop_device_is_in_use(image: Path, loop: str) -> None:
+    with pytest.raises(InUse, match="losetup -d"):
+        open_disk(str(image))
+
+
+def test_a_block_device_is_taken_exclusively(loop: str) -> None:
+    device = open_disk(loop)
+    assert device.nblocks == BLOCKS
+    with pytest.raises(OSError) as refusal:
+        os.open(loop, os.O_RDWR | os.O_EXCL)
+    assert refusal.value.errno == errno.EBUSY
+    done: list[int] = []
+    device.write(0, pages(1, lambda _: 9), done.append)
+    drain(device)
+    device.flush(done.append)
+    drain(device)
+    device.close()
+    assert done == [0, 0]
+    with open(loop, "rb") as file:
+        fcntl.ioctl(file, 0x1261)  # BLKFLSBUF
+        assert file.read(BLOCK) == b"\x09" * BLOCK

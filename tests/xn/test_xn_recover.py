@@ -1,0 +1,208 @@
+"""Start, stop, crash and reconstruction: what each finds on a disk (START-1 to START-3, RECOVER-1 to RECOVER-3)."""
+
+from __future__ import annotations
+
+import pytest
+from toy import DEV, Sector, Toy, da, element
+
+from xok_host.abi import errors as e
+from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB
+from xok_host.kernel.local import LocalXok, RamDisk
+from xok_host.kernel.request import IoOp
+from xok_host.kernel.xn import recover
+from xok_host.kernel.xn.catalogue import FLAG_TAINTED
+from xok_host.kernel.xn.format import SUPERBLOCK, layout, newest, unpack_freemap_sector
+
+
+@pytest.fixture
+def stopped(toy: Toy) -> Toy:
+    """A tree of a node and two data blocks, in order on a disk that was shut down."""
+    node = toy.add_node(toy.root, 2)
+    toy.add_data(node, 3, b"one")
+    toy.add_data(toy.root, 5, b"two")
+    counted, referring = toy.sector(node, 0), Sector(references=[element(node, 0, 0)])
+    counted.counts[0] = 1
+    toy.transact(toy.modify(node, 0, counted), toy.modify(toy.root, 6, referring))
+    toy.local.stop()
+    return toy
+
+
+def examine(toy: Toy) -> recover.Report:
+    return recover.reconstruct(toy.local.disk.read_block, toy.local.disk.nblocks)
+
+
+def put(toy: Toy, db: int, sector: int, new: Sector) -> None:
+    """Behind XN's back."""
+    toy.local.disk.write_sectors(db * SECTORS + sector, new.pack())
+
+
+def child(toy: Toy) -> int:
+    raw = toy.local.disk.read_sectors(toy.root * SECTORS + 2, 1)
+    return Sector.unpack(raw).pointers[0][0]
+
+
+def test_a_clean_disk_is_sound(stopped: Toy) -> None:
+    report = examine(stopped)
+    assert report.was_clean and report.sound and not report.over_counts
+    assert report.leaked == report.unmarked == 0
+    assert report.trees == {"toy-node": 1, "toy": 4}
+    assert report.free == 512 - 10 - 1 - 5
+
+
+def test_a_disk_in_use_does_not_start_again_before_reconstruction(toy: Toy) -> None:
+    toy.add_data(toy.root, 1, b"x")
+    toy.local.crash()
+    assert not toy.local.started
+    report = toy.local.recover()
+    assert toy.local.started and report.sound and not report.was_clean
+    toy.local.stop()
+    assert newest(toy.local.disk.read_block(0), toy.local.disk.read_block(511)).clean
+
+
+def test_what_was_flushed_is_there_after_a_crash(toy: Toy) -> None:
+    node = toy.add_node(toy.root, 1)
+    block = toy.add_data(node, 1, b"kept")
+    toy.local.sync()
+    lost = toy.add_data(node, 2, b"lost")
+    toy.local.crash()
+    report = toy.local.recover()
+    assert report.sound and report.trees["toy"] == 3
+    assert toy.local.disk.read_block(block)[:4] == b"kept"
+    env = toy.local.environment(roots=["toy"])
+    assert not env.freemaps[DEV].is_free(block) and env.freemaps[DEV].is_free(lost)
+    env.call("type_mount", DEV, data=b"toy-node")
+    assert env.call("mount", DEV, cap=1, data=b"toy").r0 == da(toy.root)
+
+
+def test_dirty_blocks_keep_a_disk_from_stopping(toy: Toy) -> None:
+    outcome: list[object] = []
+    toy.local.kernel.stop_device(DEV, outcome.append)
+    toy.local.pump()
+    assert isinstance(outcome[0], e.InUse)
+    toy.local.stop()
+    with pytest.raises(e.NotFound):
+        toy.env.call("info", DEV)
+
+
+@pytest.mark.parametrize("broken", [0, 511])
+def test_one_superblock_is_enough(stopped: Toy, broken: int) -> None:
+    stopped.local.disk.write_sectors(broken * SECTORS, bytes(SECTOR))
+    again = LocalXok(disk=stopped.local.disk, format=False)
+    assert again.started
+
+
+def test_disks_that_cannot_be_used(stopped: Toy) -> None:
+    disk = stopped.local.disk
+    with pytest.raises(e.BadDisk, match="not an XN disk"):
+        LocalXok(disk=RamDisk(512), format=False)
+    with pytest.raises(e.BadDisk, match="too few"):
+        LocalXok(nblocks=20)
+    shorter = RamDisk(256)
+    shorter.data[:] = disk.data[: 256 * BLOCK]
+    with pytest.raises(e.BadDisk, match="512 blocks and has 256"):
+        LocalXok(disk=shorter, format=False)
+    for sector in (0, 511 * SECTORS):
+        raw = bytearray(disk.read_sectors(sector, 1))
+        SUPERBLOCK.view(raw).version = 9
+        disk.write_sectors(sector, bytes(raw))
+    with pytest.raises(e.BadDisk, match="checksum"):
+        LocalXok(disk=disk, format=False)
+
+
+def test_a_damaged_free_map_is_noticed_and_made_anew(stopped: Toy) -> None:
+    disk = stopped.local.disk
+    map_sector = layout(512, bytes(16), 16).freemap * SECTORS
+    disk.write_sectors(map_sector, bytes(SECTOR))
+    with pytest.raises(e.BadDisk, match="damaged"):
+        LocalXok(disk=disk, format=False)
+    report = examine(stopped)
+    assert not report.sound
+    for sector, raw in recover.repair(report):
+        disk.write_sectors(sector, raw)
+    assert examine(stopped).sound
+    assert unpack_freemap_sector(0, disk.read_sectors(map_sector, 1))[0] == 0xFF
+
+
+def test_read_errors_at_start(stopped: Toy) -> None:
+    fresh = LocalXok(64)
+    fresh.stop()
+    fresh.disk.fail = lambda request: 5 if request.op == IoOp.READ else 0
+    with pytest.raises(e.MediaError):
+        LocalXok(disk=fresh.disk, format=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("double", lambda toy, node: put(toy, toy.root, 7, Sector(pointers=[(node, 1, toy.type, 0)]))),
+        ("range", lambda toy, node: put(toy, toy.root, 7, Sector(pointers=[(1, 1, TYPE_XN_DB, 0)]))),
+        ("range", lambda toy, node: put(toy, toy.root, 7, Sector(pointers=[(511, 1, TYPE_XN_DB, 0)]))),
+        ("range", lambda toy, node: put(toy, toy.root, 7, Sector(pointers=[(500, 1 << 20, TYPE_XN_DB, 0)]))),
+        ("type", lambda toy, node: put(toy, toy.root, 7, Sector(pointers=[(300, 1, 77, 0)]))),
+        ("udf", lambda toy, node: put(toy, toy.root, 7, Sector(pointers=[(1 << 50, 1, TYPE_XN_DB, 0)]))),
+        ("dangling", lambda toy, node: put(toy, toy.root, 7, Sector(references=[element(node, 1, 1)]))),
+        ("under-count", lambda toy, node: put(toy, toy.root, 7, Sector(references=[element(node, 0, 0)]))),
+    ],
+)
+def test_violations_taint_their_root(stopped: Toy, kind: str, damage) -> None:  # type: ignore[no-untyped-def]
+    damage(stopped, child(stopped))
+    report = examine(stopped)
+    assert kind in {violation.kind for violation in report.violations} and report.tainted == {"toy"}
+    for sector, raw in recover.repair(report):
+        stopped.local.disk.write_sectors(sector, raw)
+    again = LocalXok(disk=stopped.local.disk, format=False)
+    assert again.kernel.devices[DEV].catalogue.find("toy").entry.flags & FLAG_TAINTED
+    env = again.environment(roots=["toy"])
+    env.call("type_mount", DEV, data=b"toy-node")
+    with pytest.raises(e.NotClean):
+        env.call("mount", DEV, cap=1, data=b"toy")
+    put(stopped, stopped.root, 7, Sector())
+    mended = examine(stopped)
+    assert mended.sound
+    for sector, raw in recover.repair(mended):
+        stopped.local.disk.write_sectors(sector, raw)
+    once_more = LocalXok(disk=stopped.local.disk, format=False)
+    assert not once_more.kernel.devices[DEV].catalogue.find("toy").entry.flags & FLAG_TAINTED
+
+
+def test_an_over_count_is_benign(stopped: Toy) -> None:
+    put(stopped, stopped.root, 6, Sector())
+    report = examine(stopped)
+    assert report.sound
+    assert report.over_counts == [("toy", element(child(stopped), 0, 0), 1, 0)]
+
+
+def test_a_leak_is_found_and_freed(stopped: Toy) -> None:
+    put(stopped, stopped.root, 5, Sector())
+    report = examine(stopped)
+    assert report.sound and report.leaked == 1
+
+
+def test_unreadable_metadata_is_a_violation(stopped: Toy) -> None:
+    node = child(stopped)
+
+    def read_block(db: int) -> bytes:
+        if db == node:
+            raise e.MediaError("gone")
+        return stopped.local.disk.read_block(db)
+
+    report = recover.reconstruct(read_block, 512)
+    assert {violation.kind for violation in report.violations} == {"unreadable", "dangling"}
+
+
+def test_uninstalled_roots_do_not_come_back(toy: Toy) -> None:
+    toy.local.sync()
+    toy.env.call("uninstall_mount", DEV, cap=toy.cap, data=b"toy")
+    toy.flush()
+    toy.local.crash()
+    report = toy.local.recover()
+    assert report.trees == {"toy-node": 1} and report.sound
+
+
+def test_type_ids_are_never_given_out_twice(toy: Toy) -> None:
+    first = toy.env.call("reserve_type", DEV, data=b"a").r0
+    toy.env.call("uninstall_mount", DEV, data=b"a")
+    toy.flush()
+    toy.local.crash()
+    toy.local.recover()
+    assert toy.local.environment().call("reserve_type", DEV, data=b"b").r0 == first + 1

@@ -1,0 +1,166 @@
+"""The registry's image in shared memory, the pages under it, and the free map (REG-1, REG-2, PAGES-1 to PAGES-5)."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+from toy import DEV, Toy, da, take_pages
+
+from xok_host.abi.errors import LimitReached
+from xok_host.abi.types import BLOCK, CHUNK_PAGES
+from xok_host.abi.views import RegistryView, registry_bytes
+from xok_host.kernel.pages import DATA, META, Pages, PlainMemory
+from xok_host.kernel.xn.format import layout
+from xok_host.kernel.xn.freemap import FreeMap
+from xok_host.kernel.xn.registry import Cached, Registry
+
+FIELDS = ("key", "page", "generation", "type", "flags", "dirty", "in_flight", "written", "durable", "pins", "writer")
+
+
+def registry(entries: int = 64, buckets: int = 16) -> tuple[Registry, RegistryView]:
+    table = memoryview(bytearray(registry_bytes(entries, buckets)))
+    made = Registry(table, entries, buckets)
+    return made, RegistryView(table)
+
+
+def entry(key: int) -> Cached:
+    return Cached(SimpleNamespace(), key & (1 << 44) - 1, key)  # type: ignore[arg-type]
+
+
+def test_the_image_shows_every_field() -> None:
+    made, view = registry()
+    cached = entry(1 << 44 | 77)
+    made.insert(cached)
+    for number, name in enumerate(FIELDS[1:], 3):
+        setattr(cached, name, number)
+    cached.page, cached.parent_da, cached.lock, cached.total_taint = 1 << 40, 1 << 56 | 5, 0xFFFF_FFFF, 9
+    cached.generation = 40
+    made.publish(cached)
+    seen = view.lookup(cached.key)
+    assert seen is not None
+    for name in FIELDS:
+        assert getattr(seen, name) == getattr(cached, name), name
+    assert (seen.parent, seen.lock, seen.taint) == (1 << 56 | 5, 0xFFFF_FFFF, 9)
+
+
+def test_lookup_finds_what_is_there_and_nothing_else() -> None:
+    """Few buckets, so that chains are long; removals from their middle."""
+    made, view = registry(64, 4)
+    dice = random.Random(3)
+    there: dict[int, Cached] = {}
+    for _ in range(2000):
+        key = dice.choice([1, 2]) << 44 | dice.randrange(100)
+        if key in there:
+            made.remove(there.pop(key))
+        elif len(there) < 64:
+            there[key] = entry(key)
+            made.insert(there[key])
+        else:
+            with pytest.raises(LimitReached):
+                made.insert(entry(key))
+        assert view.in_use() == len(there) == 64 - made.room()
+    for key in [dev << 44 | db for dev in (1, 2) for db in range(100)]:
+        seen = view.lookup(key)
+        assert (seen is not None) == (key in there) and (seen is None or seen.key == key)
+
+
+def test_a_generation_never_comes_back_to_a_place() -> None:
+    made, view = registry(1, 4)
+    generations = []
+    for key in range(5):
+        cached = entry(key)
+        made.insert(cached)
+        generations.append(view.at(0).generation)
+        made.renew(cached)
+        made.publish(cached)
+        generations.append(view.at(0).generation)
+        made.remove(cached)
+        assert view.lookup(key) is None
+    assert generations == sorted(set(generations)) and not any(generation & 1 for generation in generations)
+
+
+def test_pages_return_to_their_arena() -> None:
+    pages = Pages(PlainMemory(4))
+    one = pages.arena(pages.access(frozenset({1}), frozenset({1})))
+    page = pages.alloc(one)
+    pages.hold(page)
+    assert pages.shared(page)
+    pages.drop(page)
+    pages.drop(page)
+    assert pages.in_use == 0 and pages.alloc(one) == page
+
+
+def test_chunks_change_arenas_only_when_nobody_can_see_them() -> None:
+    pages = Pages(PlainMemory(2))
+    first = pages.arena(pages.access(frozenset({1}), frozenset({1})), 5, DATA)
+    page = pages.alloc(first)
+    pages.view(page)[:] = b"s" * BLOCK
+    other = pages.arena(pages.access(frozenset({2}), frozenset({2})), 6, DATA)
+    pages.alloc(other)
+    third = pages.arena(pages.access(frozenset({3}), frozenset({3})), 7, DATA)
+    pages.drop(page)
+    chunk = pages.chunk(page // CHUNK_PAGES)
+    assert chunk is not None
+    chunk.mapped.add(5)
+    with pytest.raises(LimitReached):
+        pages.alloc(third)
+    meta = pages.arena(pages.access(frozenset({3}), frozenset({3})), 0, META)
+    pages.environment_died(5)
+    with pytest.raises(LimitReached):
+        pages.alloc(meta)  # another kind: sealed otherwise
+    again = pages.alloc(third)
+    assert again // CHUNK_PAGES == page // CHUNK_PAGES and not any(chunk.view)
+
+
+def test_no_arena_takes_all() -> None:
+    pages = Pages(PlainMemory(4))
+    greedy = pages.arena(pages.access(frozenset({1}), frozenset({1})))
+    with pytest.raises(LimitReached):
+        while True:
+            pages.alloc(greedy)
+    assert len(greedy.chunks) == 3
+    modest = pages.arena(pages.access(frozenset({2}), frozenset({2})))
+    pages.alloc(modest)
+
+
+def test_the_writers_of_dead_arenas_are_gone(toy: Toy) -> None:
+    block = toy.add_data(toy.root, 1, b"x")
+    pages = toy.local.kernel.pages
+    page = toy.entry(block).page
+    assert pages.arena_of(page).writer == toy.env.id
+    toy.env.close()
+    assert pages.arena_of(page).writer == 0 and pages.arena_of(page).kind == DATA
+
+
+def test_chunks_of_the_dead_serve_the_living(toy: Toy) -> None:
+    """Clean blocks in them are dropped when the memory is needed."""
+    block = toy.add_data(toy.root, 1, b"x")
+    toy.local.sync()
+    toy.env.close()
+    toy.local.memory.limit = toy.local.kernel.pages.total // CHUNK_PAGES
+    env = toy.local.environment(roots=["toy"])
+    for _ in range(2):  # the first chunk that comes free was the type's, the second held the block
+        take_pages(env, env.caps[0].index, CHUNK_PAGES)
+    assert env.registry.lookup(da(block) >> 12) is None
+    assert toy.local.disk.read_block(block)[:1] == b"x"
+
+
+def test_the_free_map_counts() -> None:
+    superblock = layout(5000, bytes(16), 16)
+    freemap = FreeMap(memoryview(bytearray(4096)), 5000, superblock.freemap)
+    freemap.loaded(superblock)
+    free = freemap.free
+    assert free == 5000 - superblock.first - 1
+    assert freemap.find(0, 10) == superblock.first
+    freemap.allocate(4030, 10)
+    assert freemap.free == free - 10 and not freemap.is_free(4035) and freemap.is_free(4040)
+    assert [sector for sector, _ in freemap.take_dirty()] == [superblock.freemap * 8, superblock.freemap * 8 + 1]
+    assert freemap.dirty == 0
+    freemap.release(4030, 10)
+    assert freemap.free == free and freemap.is_free(4030, 10)
+    assert freemap.find(4990, 20) == superblock.first
+    assert not freemap.is_free(4999) and not freemap.is_free(5000) and not freemap.is_free(4990, 100)
+    assert not freemap.is_free(1 << 63, 1 << 63)
+    assert DEV == 1

@@ -1,0 +1,292 @@
+"""A libOS's connection to xokd: the environment it runs in.
+
+The launcher's child builds one `Environment` from the single socket it was given, before it imports the libOS.  The
+first message on that socket describes the environment and carries the descriptors of the call ring and of xokd's
+tables.  After that the socket carries one-byte doorbells both ways, and descriptors of arena chunks.
+
+Typical use:
+
+    result = env.call("findfree", dev, hint, 16)            # one crossing, waits for the answer
+    with env.batch() as batch:                              # one crossing for all
+        batch.add("transact", cap=cap, data=ops)
+        batch.add("writeback", dev, data=extents)
+    for completion in batch.results: ...
+
+`call` waits in the caller's thread.  An event loop uses `submit`, `fileno` and `dispatch`: it never waits then.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import mmap
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xok_host.abi import channel as ch
+from xok_host.abi import errors
+from xok_host.abi.calls import BY_NAME, CallNumber, EntryFlag, Event
+from xok_host.abi.types import BLOCK, CHUNK_BYTES, page_chunk, page_slot
+from xok_host.abi.views import CountersView, FreeMapView, RegistryView
+
+DOORBELL = b"\1"
+CHUNK_MESSAGE = struct.Struct("<BBHI")
+"""2, writable, 0, chunk number; one descriptor comes with it."""
+START_BYTES = 65536
+MAX_DESCRIPTORS = 16
+
+
+@dataclass(slots=True, frozen=True)
+class CapabilityInfo:
+    """A capability as its holder sees it: `index` is what calls take."""
+
+    index: int
+    kind: str
+    id: int
+    rights: int
+    name: str = ""
+
+
+@dataclass(slots=True)
+class TapInfo:
+    """The environment's own TAP queue: O_NONBLOCK, a virtio header before each frame."""
+
+    fd: int
+    queue: int
+    mac: bytes
+    addresses: tuple[str, ...]
+    prefix: int
+    mtu: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Entries for one crossing.  With `chain`, an entry starts only if the one before succeeded."""
+
+    env: Environment
+    chain: bool = False
+    results: list[ch.Completion] = field(default_factory=list)
+    _cookies: list[int] = field(default_factory=list)
+
+    def add(self, name: str, *scalars: int, cap: int = 0, data: bytes = b"", out_bytes: int = 0) -> None:
+        flags = EntryFlag.CHAIN if self.chain and self._cookies else 0
+        self._cookies.append(self.env.submit(name, *scalars, cap=cap, data=data, out_bytes=out_bytes, flags=flags))
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
+        if kind is None:
+            self.results = [self.env.wait(cookie) for cookie in self._cookies]
+
+    def raise_first(self) -> None:
+        """Raise the first refusal of the batch, if there is one."""
+        for completion in self.results:
+            if completion.code:
+                raise refusal(completion)
+
+
+def refusal(completion: ch.Completion) -> errors.XokError:
+    error = errors.by_code(completion.code, completion.data.decode(errors="replace"))
+    error.fields = {"r0": completion.r0, "r1": completion.r1}
+    return error
+
+
+class Environment:
+    """One environment: its ring, its view of xokd's tables, its pages, its TAP queue."""
+
+    def __init__(self, sock: socket.socket, start: dict[str, Any], descriptors: Sequence[int]) -> None:
+        self._socket = sock
+        self.id: int = start["env"]
+        self.name: str = start["name"]
+        self.args: list[str] = start["args"]
+        self.caps = [CapabilityInfo(**cap) for cap in start["caps"]]
+        self.devices: dict[int, int] = {int(dev): nblocks for dev, nblocks in start["devices"].items()}
+        tables = dict(zip(start["tables"], descriptors, strict=False))
+        self.ring = ch.ClientRing(memoryview(mmap.mmap(tables.pop("ring"), ch.RING_BYTES)))
+        self.registry = RegistryView(_map_read_only(tables["registry"]))
+        self.counters = CountersView(_map_read_only(tables["counters"]))
+        self.freemaps = {
+            dev: FreeMapView(_map_read_only(tables[f"freemap{dev}"]), nblocks) for dev, nblocks in self.devices.items()
+        }
+        self.extra_fds = {name: tables[name] for name in start["tables"] if name.startswith("fd:")}
+        tap = start.get("tap")
+        self.tap: TapInfo | None = None
+        if tap:
+            tap["mac"] = bytes.fromhex(tap["mac"])
+            tap["addresses"] = tuple(tap["addresses"])
+            self.tap = TapInfo(fd=tables["tap"], **tap)
+        self.on_event: Callable[[Event, int, int], None] = lambda event, r0, r1: None
+        self.stop_requested = False
+        self._done: dict[int, ch.Completion] = {}
+        self._handlers: dict[int, Callable[[ch.Completion], None]] = {}
+        self._chunks: dict[int, memoryview] = {}
+        self._chunk_fds: dict[int, tuple[int, bool]] = {}
+
+    @classmethod
+    def from_socket(cls, descriptor: int) -> Environment:
+        """Receive the start message on the environment's socket and map what came with it."""
+        sock = socket.socket(fileno=descriptor)
+        data, ancillary, _, _ = sock.recvmsg(START_BYTES, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4))
+        if not data:
+            raise errors.Gone("xokd closed the channel before the environment started")
+        return cls(sock, json.loads(data), _descriptors(ancillary))
+
+    # ---- crossings
+
+    def submit(
+        self,
+        name: str,
+        *scalars: int,
+        cap: int = 0,
+        data: bytes = b"",
+        out_bytes: int = 0,
+        flags: int = 0,
+        then: Callable[[ch.Completion], None] | None = None,
+    ) -> int:
+        """Queue a call; it crosses at the next `ring_doorbell` (or `wait`).  `then` gets the completion in `dispatch`.
+
+        `out_bytes` is the room for result bytes; refusals put their sentence there, so it is at least 256.
+        """
+        number = BY_NAME[name].number
+        room = max(out_bytes, 256)
+        while True:
+            try:
+                cookie = self.ring.push(number, scalars, cap=cap, data=data, out_bytes=room, flags=flags)
+                break
+            except ch.RingFull:
+                self.ring_doorbell()
+                self._block()
+        if then is not None:
+            self._handlers[cookie] = then
+        return cookie
+
+    def ring_doorbell(self) -> None:
+        """Make queued entries visible and wake xokd."""
+        self.ring.publish()
+        try:
+            self._socket.send(DOORBELL, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            pass  # doorbells that xokd has not read yet are enough
+        except OSError as error:
+            raise errors.Gone("xokd is gone") from error
+
+    def wait(self, cookie: int) -> ch.Completion:
+        """The completion of `cookie`, waiting for it in this thread."""
+        self.dispatch()
+        if cookie not in self._done:
+            self.ring_doorbell()
+        while cookie not in self._done:
+            self.dispatch()
+            if cookie not in self._done:
+                self._block()
+        return self._done.pop(cookie)
+
+    def call(self, name: str, *scalars: int, cap: int = 0, data: bytes = b"", out_bytes: int = 0) -> ch.Completion:
+        """One call, one crossing.  Raises the `XokError` that xokd answers with."""
+        completion = self.wait(self.submit(name, *scalars, cap=cap, data=data, out_bytes=out_bytes))
+        if completion.code:
+            raise refusal(completion)
+        return completion
+
+    def batch(self, *, chain: bool = False) -> Batch:
+        return Batch(self, chain)
+
+    def dispatch(self) -> int:
+        """Take all completions and events that are there, without waiting; how many there were."""
+        count = 0
+        while (completion := self.ring.pop()) is not None:
+            count += 1
+            if completion.cookie == 0:
+                self._event(completion)
+            elif (handler := self._handlers.pop(completion.cookie, None)) is not None:
+                handler(completion)
+            else:
+                self._done[completion.cookie] = completion
+        return count
+
+    def fileno(self) -> int:
+        """Readable when completions, events or descriptors may have come: then `drain` and `dispatch`."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Read the socket empty without waiting."""
+        while self._receive(socket.MSG_DONTWAIT):
+            pass
+
+    def wait_event(self, seconds: float | None = None) -> None:
+        """Wait until something comes on the socket, or the time passes, and dispatch it."""
+        ready, _, _ = select.select([self._socket], [], [], seconds)
+        if ready:
+            self.drain()
+        self.dispatch()
+
+    def _block(self) -> None:
+        self._receive(0)
+        self.dispatch()
+
+    def _receive(self, flags: int) -> bool:
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(64, socket.CMSG_SPACE(4), flags)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError as error:
+            raise errors.Gone("xokd is gone") from error
+        if not data:
+            raise errors.Gone("xokd is gone")
+        if data[0] == 2:
+            _, writable, _, chunk = CHUNK_MESSAGE.unpack(data)
+            for descriptor in _descriptors(ancillary):
+                self._chunk_fds[chunk] = (descriptor, bool(writable))
+        return True
+
+    def _event(self, completion: ch.Completion) -> None:
+        event = Event(completion.code)
+        if event is Event.STOP:
+            self.stop_requested = True
+        self.on_event(event, completion.r0, completion.r1)
+
+    # ---- pages
+
+    def page(self, page: int) -> memoryview:
+        """The bytes of one page, `BLOCK` long; writable if it is of the environment's own write arena."""
+        return self.pages(page, 1)
+
+    def pages(self, page: int, count: int) -> memoryview:
+        """`count` pages of one chunk, from `page` on, as one run of bytes."""
+        chunk = self._chunks.get(page_chunk(page))
+        if chunk is None:
+            chunk = self._map_chunk(page_chunk(page))
+        start = page_slot(page) * BLOCK
+        return chunk[start : start + count * BLOCK]
+
+    def _map_chunk(self, chunk: int) -> memoryview:
+        self.call("chunk_map", chunk)
+        while chunk not in self._chunk_fds:
+            self._receive(0)
+        descriptor, writable = self._chunk_fds.pop(chunk)
+        access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
+        view = memoryview(mmap.mmap(descriptor, CHUNK_BYTES, access=access))
+        os.close(descriptor)
+        self._chunks[chunk] = view
+        return view
+
+
+def _map_read_only(descriptor: int) -> memoryview:
+    return memoryview(mmap.mmap(descriptor, os.fstat(descriptor).st_size, access=mmap.ACCESS_READ))
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+__all__ = ["Batch", "CallNumber", "CapabilityInfo", "Environment", "TapInfo", "refusal"]

@@ -1,0 +1,1 @@
+"""The `xok` command, one file per subcommand."""

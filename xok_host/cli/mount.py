@@ -1,0 +1,32 @@
+"""`xok mount NAME DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from xok_host.abi.errors import BadCall
+from xok_host.cli import exits, follow
+from xok_host.host.config import Runtime
+from xok_host.host.control import ControlClient
+
+HELP = "mount a file system through FUSE for every user (nosuid, nodev, permissions checked by the kernel)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="file system in the root catalogue")
+    parser.add_argument("directory", metavar="DIR", help="an existing directory")
+    parser.add_argument("--foreground", action="store_true", help="stay until it is unmounted; Ctrl-C unmounts")
+
+
+def run(options: argparse.Namespace) -> int:
+    directory = os.path.realpath(options.directory)
+    if not os.path.isdir(directory):
+        raise BadCall(f"{options.directory} is not a directory")
+    client = ControlClient(Runtime.from_environment())
+    client.request("mount", name=options.name, directory=directory)
+    print(f"{options.name}: mounted on {directory}", flush=True)
+    if options.foreground:
+        client.send("wait", mount=directory)
+        follow.follow(client, None)
+    return exits.OK

@@ -1,0 +1,47 @@
+"""`xok up`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from xok_host.abi.errors import BadCall, NotAllowed
+from xok_host.cli import exits
+from xok_host.host import config, daemon
+
+HELP = "start xokd on a disk and a TAP; returns when it is ready"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--disk", required=True, metavar="DISK", help="image file or block device, formatted")
+    parser.add_argument("--tap", default=config.DEFAULT_TAP, metavar="NAME", help="TAP to make or adopt (default xok0)")
+    parser.add_argument(
+        "--host-address",
+        default=config.DEFAULT_HOST_ADDRESS,
+        metavar="ADDRESS",
+        help=f"the host's own on the TAP (default {config.DEFAULT_HOST_ADDRESS})",
+    )
+    parser.add_argument("--no-network", action="store_true", help="do without a TAP")
+    parser.add_argument("--memory", metavar="SIZE", help="for cached blocks (default: a quarter of memory, up to 1G)")
+    parser.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
+
+
+def run(options: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        raise NotAllowed("xokd opens disks, TAPs and mounts, which needs root: sudo xok up …")
+    config.parse_interface(options.host_address)
+    if not 0 < len(options.tap) < 16 or "/" in options.tap:
+        raise BadCall(f"{options.tap!r} is no name for a network interface")
+    memory = config.default_memory() if options.memory is None else config.parse_size(options.memory)
+    wanted = config.Config(
+        runtime=config.Runtime.from_environment(),
+        disk=os.path.realpath(options.disk),
+        tap=None if options.no_network else options.tap,
+        host_address=options.host_address,
+        memory_chunks=config.chunks(memory),
+        without=config.without_from_environment(),
+    )
+    started = daemon.start(wanted, foreground=options.foreground)
+    if not options.foreground:
+        print(f"xokd: process {started}, disk {wanted.disk}" + (f", TAP {wanted.tap}" if wanted.tap else ""))
+    return exits.OK

@@ -1,0 +1,295 @@
+"""The call loop: carries entries from the environments' rings to the kernel and answers back, in one thread.
+
+CL-1  One turn takes at most `TURN_ENTRIES` entries from a ring, and no further one after `TURN_SECONDS`, and gives
+      every ring that has some its turn before any gets a second one: a flood costs its own environment only.
+CL-2  An entry is copied out of shared memory before it is looked at (CH-1); nothing is read twice.
+CL-3  It never waits for a libOS.  Answers go into memory that is known to have room; the doorbell is sent on xokd's own
+      end of the socket without waiting, and a doorbell that does not fit is not needed.
+CL-4  Cookies are the libOS's and mean nothing here: the kernel sees the loop's own numbers in their place.
+
+Order of calls: `add` an environment before its process starts; `turn` for ever; `remove` when the process is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from xok_host.abi.calls import CallNumber, Event
+from xok_host.abi.channel import Completion, Entry, KernelRing
+from xok_host.abi.client import CHUNK_MESSAGE, DOORBELL
+from xok_host.abi.errors import LimitReached, XokError
+from xok_host.host.memory import Shared
+
+log = logging.getLogger("xok.callloop")
+
+TURN_ENTRIES = 64
+"""Entries of one environment in one turn."""
+TURN_SECONDS = 0.005
+"""After which a turn ends early: 64 of the most expensive entries would keep the others waiting."""
+MAX_EVENTS = 1024
+"""Events that may wait for room in one completion ring; more end the environment."""
+
+
+class Kernel(Protocol):
+    """What the loop asks of the kernel."""
+
+    def execute(self, env: int, entry: Entry) -> Completion | None:
+        """Carry out one entry; None when it completes later, through the loop's `complete`."""
+        ...
+
+    def chunk_descriptor(self, chunk: int, writable: bool) -> int:
+        """The memory file behind a CHUNK_MAP that was allowed; the kernel's side keeps owning it."""
+        ...
+
+    def before_turn(self) -> None:
+        """Something is ready: take the time."""
+        ...
+
+    def after_turn(self) -> None:
+        """Everything that was ready has been carried out: start the disk's requests, meet deadlines."""
+        ...
+
+
+@dataclass(slots=True)
+class _Client:
+    env: int
+    sock: socket.socket
+    ring: KernelRing
+    memory: Shared
+    ready: bool = False
+    ring_bell: bool = False
+    events: deque[tuple[int, int, int]] = field(default_factory=deque)
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An entry that the kernel has, and the cookie that its libOS knows it by."""
+
+    client: _Client
+    entry: Entry
+    cookie: int
+
+
+@dataclass(slots=True)
+class LoopStatistics:
+    crossings: int = 0
+    entries: int = 0
+    refusals: int = 0
+    turns: int = 0
+    faults: int = 0
+
+
+class CallLoop:
+    """See the module.  `on_flood(env)` is called for an environment that does not take its events."""
+
+    def __init__(self, kernel: Kernel, on_flood: Callable[[int], None]) -> None:
+        self._kernel = kernel
+        self._on_flood = on_flood
+        self._epoll = select.epoll()
+        self._clients: dict[int, _Client] = {}
+        self._by_fd: dict[int, _Client] = {}
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._ready: deque[_Client] = deque()
+        self._bells: list[_Client] = []
+        self._pending: dict[int, _Pending] = {}
+        self._next_token = 1
+        self.counts = LoopStatistics()
+
+    # ---- who is served
+
+    def add(self, env: int, sock: socket.socket, memory: Shared) -> None:
+        """Serve `env`: xokd's end of its socket, and the memory of its ring."""
+        sock.setblocking(False)
+        client = _Client(env, sock, KernelRing(memory.memory), memory)
+        self._clients[env] = client
+        self._by_fd[sock.fileno()] = client
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def remove(self, env: int) -> None:
+        """The environment is dead: completions that still come for it go nowhere."""
+        client = self._clients.pop(env, None)
+        if client is None:
+            return
+        if not client.gone:
+            self._hang_up(client)
+        client.sock.close()
+        for token in [token for token, pending in self._pending.items() if pending.client is client]:
+            del self._pending[token]
+        client.ring.memory.release()
+        client.memory.close()
+
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        """Call `handler` in a turn whenever `fd` is readable (the disk, trio's wake-up, signals)."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def post(self, env: int, event: Event, r0: int = 0, r1: int = 0) -> None:
+        """Tell an environment that something happened."""
+        client = self._clients.get(env)
+        if client is None or client.gone:
+            return
+        if client.events or not client.ring.event(event, r0, r1):
+            client.events.append((event, r0, r1))
+            if len(client.events) > MAX_EVENTS:
+                client.events.clear()
+                self._on_flood(env)
+                return
+        self._wake(client)
+
+    def close(self) -> None:
+        for env in list(self._clients):
+            self.remove(env)
+        self._epoll.close()
+
+    # ---- turns
+
+    def turn(self, seconds: float = -1) -> None:
+        """Serve what is ready, waiting at most `seconds` for something (−1: for ever)."""
+        ready = self._epoll.poll(0 if self._ready else seconds)
+        self.counts.turns += 1
+        self._kernel.before_turn()
+        for fd, _ in ready:
+            client = self._by_fd.get(fd)
+            if client is not None:
+                self._doorbell(client)
+            elif fd in self._handlers:
+                self._handlers[fd]()
+        for _ in range(len(self._ready)):
+            client = self._ready.popleft()
+            client.ready = False
+            if not client.gone:
+                self._serve(client)
+        self._kernel.after_turn()
+        self._ring_bells()
+
+    def _doorbell(self, client: _Client) -> None:
+        try:
+            # One is the rule; what is left of a burst keeps the socket readable for the next turn.
+            if not client.sock.recv(16):
+                self._hang_up(client)
+                return
+        except OSError:
+            self._hang_up(client)
+            return
+        self.counts.crossings += 1
+        self._make_ready(client)
+
+    def _hang_up(self, client: _Client) -> None:
+        """The libOS closed its socket; its process, if it lives, gets nothing more."""
+        client.gone = True
+        self._epoll.unregister(client.sock.fileno())
+        del self._by_fd[client.sock.fileno()]
+
+    def _make_ready(self, client: _Client) -> None:
+        if not client.ready:
+            client.ready = True
+            self._ready.append(client)
+
+    def _serve(self, client: _Client) -> None:
+        while client.events and client.ring.event(*client.events[0]):
+            client.events.popleft()
+            self._wake(client)
+        end = time.monotonic() + TURN_SECONDS
+        for _ in range(TURN_ENTRIES):
+            entry = client.ring.take()
+            if entry is None:
+                return
+            self._carry_out(client, entry)
+            if client.gone:
+                return
+            if time.monotonic() > end:
+                break
+        self._make_ready(client)
+
+    def _carry_out(self, client: _Client, entry: Entry) -> None:
+        self.counts.entries += 1
+        cookie, entry.cookie = entry.cookie, self._next_token
+        self._pending[entry.cookie] = _Pending(client, entry, cookie)
+        self._next_token += 1
+        try:
+            answer = self._kernel.execute(client.env, entry)
+        except Exception:
+            # A fault of xokd's own.  Transactions are applied all or nothing, so the others can go on.
+            log.exception("call %d of environment %d failed inside xokd", entry.number, client.env)
+            self.counts.faults += 1
+            answer = Completion(entry.cookie, XokError.code, 0, 0, b"xokd failed; its log says how")
+        if answer is not None:
+            self.complete(answer)
+
+    def complete(self, answer: Completion) -> None:
+        """Answer an entry that `execute` did not answer at once."""
+        pending = self._pending.pop(answer.cookie, None)
+        if pending is None:
+            return
+        client, entry = pending.client, pending.entry
+        entry.cookie = pending.cookie
+        code, data = answer.code, answer.data
+        if entry.number == CallNumber.CHUNK_MAP and not code and not client.gone:
+            if not self._send_chunk(client, entry.a0, answer.r0 != 0):
+                code, data = LimitReached.code, b"the environment does not read its socket"
+        if code:
+            self.counts.refusals += 1
+        if not client.gone:
+            client.ring.complete(entry, code, answer.r0, answer.r1, data)
+            self._wake(client)
+
+    def _send_chunk(self, client: _Client, chunk: int, writable: bool) -> bool:
+        """Hand the chunk's descriptor over, ahead of the completion; False if the socket has no room."""
+        descriptor = self._kernel.chunk_descriptor(chunk, writable)
+        message = CHUNK_MESSAGE.pack(2, writable, 0, chunk)
+        try:
+            socket.send_fds(client.sock, [message], [descriptor], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # it hung up, which the loop notices by itself
+        return True
+
+    def _wake(self, client: _Client) -> None:
+        if not client.ring_bell:
+            client.ring_bell = True
+            self._bells.append(client)
+
+    def _ring_bells(self) -> None:
+        bells, self._bells = self._bells, []
+        for client in bells:
+            client.ring_bell = False
+            if not client.gone:
+                with contextlib.suppress(OSError):
+                    client.sock.send(DOORBELL, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+class Mailbox:
+    """Lets other threads have functions run in the loop's turn: what trio's guest mode asks for."""
+
+    def __init__(self, loop: CallLoop) -> None:
+        self._queue: deque[Callable[[], object]] = deque()
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        loop.watch(self._event, self._deliver)
+
+    def post(self, function: Callable[[], object]) -> None:
+        self._queue.append(function)
+        os.eventfd_write(self._event, 1)
+
+    def _deliver(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+        for _ in range(len(self._queue)):
+            self._queue.popleft()()
+
+    def close(self) -> None:
+        os.close(self._event)

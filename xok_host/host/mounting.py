@@ -1,0 +1,196 @@
+"""Mounts and their servers: a mount lives in the launcher, its server is an environment that may die.
+
+MT-1  A mount that exists is either served, about to be served again, or given up and unmounted: no caller waits for
+      ever on a mount that nobody will serve.
+MT-2  A server that dies is replaced on the same connection, so open files and working directories survive it.
+MT-3  `umount` returns when the server has flushed and ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+
+import trio
+
+from xok_host.abi.errors import Exists, Gone, InUse, NotFound, XokError
+from xok_host.host import fusemount
+from xok_host.host.environments import Environments, Program, Record, describe_status
+from xok_host.host.launchlink import LaunchError, LaunchLink
+from xok_host.host.mountinfo import mounts_now
+from xok_host.kernel.capability import Capability
+
+log = logging.getLogger("xok.mounts")
+
+MODULE = "mounts.program"
+FUSE = "fuse"
+MAX_RESTARTS = 5
+"""Within `RESTART_SECONDS`; a server that dies more often is not started again."""
+RESTART_SECONDS = 60.0
+READY_SECONDS = 30.0
+FLUSH_SECONDS = 120.0
+"""How long a server may take to write everything back when its mount is gone."""
+
+
+@dataclass(slots=True, eq=False)
+class Mount:
+    name: str
+    directory: str
+    capability: Capability
+    init: str = ""
+    state: str = "starting"
+    record: Record | None = None
+    restarts: list[float] = field(default_factory=list)
+    leaving: bool = False
+    gone: trio.Event = field(default_factory=trio.Event)
+
+
+class Mounts:
+    """All mounts, by directory."""
+
+    def __init__(self, environments: Environments, link: LaunchLink, nursery: trio.Nursery) -> None:
+        self._environments = environments
+        self._link = link
+        self._nursery = nursery
+        self.mounts: dict[str, Mount] = {}
+
+    async def mount(self, name: str, directory: str, capability: Capability) -> Mount:
+        """Mount and serve; returns when the mount answers.  Raises Exists, InUse, OSError."""
+        if directory in self.mounts:
+            raise Exists(f"{self.mounts[directory].name} is mounted on {directory}")
+        for other in self.mounts.values():
+            if other.name == name:
+                raise InUse(f"{name} is mounted on {other.directory}")
+        mount = Mount(name, directory, capability)
+        self.mounts[directory] = mount
+        try:
+            fuse, mount.init = await self._link.mount(directory, directory, name)
+        except BaseException:
+            del self.mounts[directory]
+            raise
+        try:
+            await self._serve(mount, fuse, answered=False)
+            await self._wait_ready(mount)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._give_up(mount)
+            raise
+        self._nursery.start_soon(self._supervise, mount)
+        return mount
+
+    async def umount(self, directory: str, *, lazy: bool = False) -> None:
+        """Unmount and wait until everything is written.  Raises NotFound, InUse."""
+        mount = self.mounts.get(directory)
+        if mount is None:
+            raise NotFound(f"nothing of ours is mounted on {directory}")
+        mount.leaving = True
+        try:
+            await self._link.umount(directory, detach=lazy)
+        except LaunchError as error:
+            mount.leaving = False
+            raise InUse(f"{directory}: {error.strerror}; close what uses it, or unmount with --lazy") from None
+        mount.state = "unmounting"
+        with trio.move_on_after(FLUSH_SECONDS):
+            await mount.gone.wait()
+            return
+        if mount.record is not None and not mount.record.exited.is_set():
+            await self._environments.kill(mount.record)
+        await mount.gone.wait()
+        raise MountFailed(f"{mount.name}: its server did not finish in {FLUSH_SECONDS:g} s and was killed")
+
+    async def _serve(self, mount: Mount, fuse: int, *, answered: bool) -> None:
+        """Start a server on the descriptor, which this closes."""
+        arguments = [mount.name, "--fuse-fd", FUSE, "--init", mount.init]
+        if answered:
+            arguments.append("--answered")
+        try:
+            mount.record = await self._environments.start(
+                f"mount:{mount.name}",
+                "mount",
+                Program(MODULE, arguments, {f"fd:{FUSE}": fuse}),
+                capabilities=[mount.capability],
+            )
+        finally:
+            os.close(fuse)
+
+    async def _wait_ready(self, mount: Mount) -> None:
+        """Until the file system answers.  A server that ends, or says nothing for long, is an error."""
+        assert mount.record is not None
+        answers = trio.Event()
+
+        async def ask() -> None:
+            # Waits in the kernel, in a thread, until INIT was answered; given up with the mount (F-3).
+            with contextlib.suppress(OSError):
+                await trio.to_thread.run_sync(os.statvfs, mount.directory, abandon_on_cancel=True)
+                answers.set()
+            nursery.cancel_scope.cancel()
+
+        async def watch(record: Record) -> None:
+            await record.exited.wait()
+            nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(READY_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                nursery.start_soon(watch, mount.record)
+        if not answers.is_set():
+            raise MountFailed(
+                f"{mount.name}: its server "
+                + (
+                    f"ended with {describe_status(mount.record.status)}"
+                    if mount.record.exited.is_set()
+                    else f"does not answer after {READY_SECONDS:g} s"
+                )
+                + f"; see the log mount_{mount.name}.log"
+            )
+        mount.state = "serving"
+
+    async def _supervise(self, mount: Mount) -> None:
+        """Replace the server when it dies, until the mount is gone."""
+        while True:
+            assert mount.record is not None
+            await mount.record.exited.wait()
+            if mount.leaving or not _is_mounted(mount.directory):
+                break
+            now = time.monotonic()
+            mount.restarts = [when for when in mount.restarts if when > now - RESTART_SECONDS] + [now]
+            if len(mount.restarts) > MAX_RESTARTS:
+                log.error("the server of %s died %d times: unmounting %s", mount.name, MAX_RESTARTS, mount.directory)
+                break
+            mount.state = "restarting"
+            log.warning("the server of %s died; starting another on the same mount", mount.name)
+            try:
+                fuse, _ = await self._link.fuse(mount.directory)
+                await self._serve(mount, fuse, answered=True)
+                mount.state = "serving"
+            except (XokError, OSError) as error:
+                log.error("no new server for %s: %s", mount.name, error)
+                break
+        await self._give_up(mount)
+
+    async def _give_up(self, mount: Mount) -> None:
+        """Take the mount away, whoever uses it, and wait for its server."""
+        mount.leaving = True
+        try:
+            await self._link.umount(mount.directory, detach=True)
+        except Gone:  # the launcher died, and with it the connection: only its mount point is left
+            with contextlib.suppress(OSError):
+                await trio.to_thread.run_sync(lambda: fusemount.umount(mount.directory, detach=True))
+        except OSError as error:
+            log.warning("%s: %s", mount.directory, error)
+        if mount.record is not None and not mount.record.exited.is_set():
+            await self._environments.stop(mount.record, FLUSH_SECONDS)
+        self.mounts.pop(mount.directory, None)
+        mount.gone.set()
+
+
+class MountFailed(XokError):
+    """The mount did not come up."""
+
+
+def _is_mounted(directory: str) -> bool:
+    """Whether a file system of ours is mounted there, without touching it."""
+    return any(point == directory and kind == "fuse.xok" for point, kind in mounts_now())

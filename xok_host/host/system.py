@@ -1,0 +1,288 @@
+"""The kernel with a disk, memory and a network under it: what the call loop serves and environments are made of.
+
+The kernel does no I/O: its requests are started here at the end of each turn, and their ends come back from the disk in
+the next.  There is one device, number 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from ipaddress import IPv4Interface
+from typing import Any
+
+import trio
+
+from xok_host.abi.calls import CallNumber, CatalogueEntry, Event, pack_extents
+from xok_host.abi.channel import Completion, Entry
+from xok_host.abi.errors import BadCall, NotAllowed, NotClean, Tainted, XokError, by_code
+from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE, SECTOR, Right
+from xok_host.abi.views import CountersView
+from xok_host.host.blockdev import BlockDevice, open_disk
+from xok_host.host.callloop import CallLoop
+from xok_host.host.config import Config
+from xok_host.host.environments import NetworkGrant
+from xok_host.host.network import Network
+from xok_host.host.reconstruct import BlockReader, examine, repair
+from xok_host.host.sharedmem import SharedChunks, SharedTables
+from xok_host.kernel.capability import ADDRESS, Capability
+from xok_host.kernel.env import Environment
+from xok_host.kernel.kernel import Kernel
+from xok_host.kernel.request import IoOp, IoRequest
+from xok_host.kernel.xn.format import newest
+from xok_host.kernel.xn.startup import Then
+
+log = logging.getLogger("xok.system")
+
+DEV = 1
+OWN_SLOT = ENVIRONMENT_LIMIT
+"""xokd's own environment, which has no process: for writing back at shutdown."""
+SYNC_ROUNDS = 1000
+"""Rounds of writing back and flushing that a disk may take to come to rest."""
+SYNC_BATCH = 512
+"""Blocks in one request of the syncer."""
+
+
+class System:
+    """Everything under the environments."""
+
+    def __init__(self, config: Config) -> None:
+        """Take the disk and the TAP.  Raises BadDisk, InUse, MediaError, OSError; nothing is held then."""
+        self._config = config
+        self.on_flood: Callable[[int], None] = lambda env: None
+        self.loop = CallLoop(self, lambda env: self.on_flood(env))
+        self.disk: BlockDevice = open_disk(config.disk, without=config.without)
+        self.network: Network | None = None
+        self._own_cookie = 0
+        self._own_waits: dict[int, trio.Event] = {}
+        self._own_answers: dict[int, Completion] = {}
+        try:
+            self._recover()
+            self._chunks = SharedChunks(config.memory_chunks)
+            self._tables = SharedTables()
+            self.kernel = Kernel(
+                self._chunks,
+                self._tables,
+                lambda: secrets.randbits(64),
+                self._tables.entries,
+                self._tables.buckets,
+            )
+            self.kernel.add_handler(CallNumber.FILTER_INSERT, self._filter_insert)
+            self.kernel.add_handler(CallNumber.FILTER_REMOVE, self._filter_remove)
+            if config.tap is not None:
+                self.network = Network(config.tap, config.host_address, config.without, self.loop)
+            self.loop.watch(self.disk.fileno(), self._disk_ready)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of everything; the kernel's device was detached, or is left to be reconstructed."""
+        if self.network is not None:
+            self.network.close()
+        self.loop.close()
+        self.disk.close()
+
+    # ---- the call loop's kernel
+
+    def before_turn(self) -> None:
+        self.kernel.tick(time.time_ns())
+
+    def execute(self, env: int, entry: Entry) -> Completion | None:
+        return self.kernel.execute(self.kernel.environments[env], entry)
+
+    def chunk_descriptor(self, chunk: int, writable: bool) -> int:
+        return self._chunks.descriptor(chunk, writable)
+
+    def after_turn(self) -> None:
+        """Start requests, hand out completions."""
+        for request in self.kernel.take_io():
+            self._start(request)
+        self.disk.submit()
+        completions = self.kernel.completions
+        while completions:
+            env, cookie, code, r0, r1, data = completions.popleft()
+            if cookie:
+                self._complete(env, Completion(cookie, code, r0, r1, data))
+            else:
+                self.loop.post(env, Event(code), r0, r1)
+
+    def _start(self, request: IoRequest) -> None:
+        def done(errno: int) -> None:
+            self.kernel.io_done(request.token, errno)
+
+        if request.op == IoOp.FLUSH:
+            self.disk.flush(done)
+            return
+        view = self.kernel.pages.view
+        buffers = [view(page)[first * SECTOR : (first + count) * SECTOR] for page, first, count in request.iov]
+        if request.op == IoOp.READ:
+            self.disk.read(request.sector, buffers, done)
+        else:
+            self.disk.write(request.sector, buffers, done)
+
+    def wait_seconds(self) -> float:
+        """How long the loop may sleep: until the next lock's deadline."""
+        deadline = self.kernel.locks.next_deadline()
+        return -1 if deadline is None else max(0.001, (deadline - time.time_ns()) / 1e9)
+
+    def _disk_ready(self) -> None:
+        self.disk.poll()
+
+    def _complete(self, env: int, completion: Completion) -> None:
+        if env != OWN_SLOT:
+            self.loop.complete(completion)
+            return
+        self._own_answers[completion.cookie] = completion
+        self._token.run_sync_soon(self._own_waits.pop(completion.cookie).set)
+
+    # ---- the device
+
+    def _recover(self) -> None:
+        """Reconstruct a disk that was in use when its last xokd ended (START-1)."""
+        read = BlockReader(self.disk)
+        if newest(read(0), read(self.disk.nblocks - 1)).clean:
+            return
+        log.warning("%s was not shut down in order: reconstructing", self._config.disk)
+        report = examine(self.disk)
+        for violation in report.violations:
+            log.error("violation: %s", violation)
+        repair(self.disk, report)
+        log.warning("reconstructed: %d blocks in use, %d leaked", report.blocks, report.leaked)
+
+    async def attach(self) -> None:
+        """Bring the disk into use.  Raises BadDisk, NotClean, MediaError."""
+        self._token = trio.lowlevel.current_trio_token()
+        await self._wait(lambda then: self.kernel.start_device(DEV, self.disk.nblocks, then))
+        uid = ENVIRONMENT_UID_BASE + OWN_SLOT
+        self._own = self.kernel.create_environment(uid, "xokd", [])
+
+    async def detach(self) -> None:
+        """Write everything back and mark the disk clean.  Raises what keeps it from being so."""
+        await self.sync()
+        await self._wait(lambda then: self.kernel.stop_device(DEV, then))
+
+    async def sync(self) -> None:
+        """What dead libOSes left dirty is written like anybody's: anyone may, it changes no contents."""
+        for _ in range(SYNC_ROUNDS):
+            blocks = [entry.db for entry in self.kernel.device(DEV).dirty_blocks]
+            for at in range(0, len(blocks), SYNC_BATCH):
+                extents = pack_extents((db, 1, 0) for db in blocks[at : at + SYNC_BATCH])
+                answer = await self._call(CallNumber.WRITEBACK, DEV, data=extents)
+                if answer.code not in (0, Tainted.code):  # some sectors wait for others: the next round takes them
+                    raise by_code(answer.code, answer.data.decode())
+            answer = await self._call(CallNumber.FLUSH, DEV)
+            if answer.code:
+                raise by_code(answer.code, answer.data.decode())
+            if not blocks:
+                return
+        raise NotClean(f"{len(blocks)} blocks stay dirty")
+
+    async def _call(self, number: CallNumber, a0: int, data: bytes = b"") -> Completion:
+        """A call of xokd's own, as any environment could make it."""
+        self._own_cookie += 1
+        cookie = self._own_cookie
+        answer = self.kernel.execute(self._own, Entry(number, 0, 0, cookie, a0, 0, 0, 0, data, 0, 256))
+        if answer is not None:
+            return answer
+        arrived = self._own_waits[cookie] = trio.Event()
+        await arrived.wait()
+        return self._own_answers.pop(cookie)
+
+    async def _wait(self, begin: Callable[[Then], None]) -> None:
+        """Wait for one of the kernel's chains of I/O."""
+        outcome: list[XokError | None] = []
+        ended = trio.Event()
+
+        def then(error: XokError | None) -> None:
+            outcome.append(error)
+            self._token.run_sync_soon(ended.set)
+
+        begin(then)
+        await ended.wait()
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    # ---- what environments are made of (`environments.Backend`)
+
+    def create_environment(self, slot: int, uid: int, owner: int, name: str, held: Sequence[Capability]) -> list[int]:
+        env = self.kernel.create_environment(uid, name, list(held))
+        assert env.id == slot, "the uid decides the slot"
+        env.uid = owner  # what it makes belongs to the person who started it
+        return [env.capabilities.add(capability) for capability in held]
+
+    def destroy_environment(self, slot: int) -> None:
+        env = self.kernel.environments.get(slot)
+        if env is not None:
+            self.kernel.destroy_environment(env)
+
+    def tables(self) -> dict[str, int]:
+        return self._tables.readers()
+
+    def devices(self) -> dict[int, int]:
+        return {DEV: self.disk.nblocks}
+
+    def grant_network(
+        self, slot: int, interface: IPv4Interface, listening: int | None
+    ) -> tuple[NetworkGrant, list[Capability]]:
+        if self.network is None:
+            raise NotAllowed("xokd was started without a network")
+        return self.network.grant(slot, interface, listening)
+
+    def revoke_network(self, slot: int) -> None:
+        if self.network is not None:
+            self.network.revoke(slot)
+
+    def release_network(self, slot: int) -> None:
+        if self.network is not None:
+            self.network.release(slot)
+
+    # ---- calls that are not the kernel's
+
+    def _filter_insert(self, env: Environment, call: Entry) -> tuple[int, int, bytes]:
+        if self.network is None:
+            raise NotAllowed("xokd was started without a network")
+        grant = env.capabilities.get(call.cap, ADDRESS, Right.WRITE).id
+        try:
+            return self.network.insert(env.id, grant, call.data), 0, b""
+        except ValueError as malformed:
+            raise BadCall(str(malformed)) from None
+
+    def _filter_remove(self, env: Environment, call: Entry) -> tuple[int, int, bytes]:
+        if self.network is None:
+            raise NotAllowed("xokd was started without a network")
+        self.network.remove(env.id, call.a0)
+        return 0, 0, b""
+
+    # ---- looking
+
+    def catalogue(self) -> list[CatalogueEntry]:
+        return self.kernel.device(DEV).catalogue.entries()
+
+    def status(self) -> dict[str, Any]:
+        device = self.kernel.device(DEV)
+        statistics = self.disk.statistics()
+        counters = CountersView(self._tables.counters).as_dict()
+        counts = self.loop.counts
+        return {
+            "disk": {
+                "path": self.disk.path,
+                "blocks": self.disk.nblocks,
+                "free": device.freemap.free,
+                "direct": self.disk.direct,
+                "engine": type(self.disk.engine).__name__,
+                **asdict(statistics),
+            },
+            "cache": {
+                "pages_in_use": self.kernel.pages.in_use,
+                "pages_limit": self._config.memory_chunks * CHUNK_PAGES,
+                "blocks": len(self.kernel.registry.cached),
+                "dirty": len(device.dirty_blocks),
+            },
+            "counters": {**counters, "crossings": counts.crossings, "turns": counts.turns, "faults": counts.faults},
+            "network": None if self.network is None else {"tap": self._config.tap, **self.network.statistics()},
+            "filters": [] if self.network is None else self.network.filters(),
+        }

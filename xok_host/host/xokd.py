@@ -1,0 +1,470 @@
+"""xokd: kernel, disk, network, call loop, launcher and control socket in one process and one thread.
+
+The call loop is the outer loop.  trio runs as its guest and has the things that wait: control requests, supervision of
+mounts, orderly shutdown.  So a call from a libOS never passes through trio, and trio never blocks one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Interface
+from typing import Any
+
+import trio
+
+from xok_host.abi.calls import CatalogueEntry
+from xok_host.abi.errors import BadCall, Exists, Gone, InUse, NotAllowed, NotFound, XokError
+from xok_host.abi.types import Right
+from xok_host.host import confine
+from xok_host.host.callloop import Mailbox
+from xok_host.host.config import Config, parse_interface
+from xok_host.host.controlserver import Connection, ControlServer, Peer
+from xok_host.host.environments import Environments, Program, Record, describe_status
+from xok_host.host.keeping import Keepers
+from xok_host.host.launchlink import LaunchLink
+from xok_host.host.mounting import Mounts
+from xok_host.host.system import System
+from xok_host.kernel.capability import TREE, Capability
+
+log = logging.getLogger("xokd")
+
+MKFS_MODULES = {"cffs": "libfs.cffs.mkfs"}
+WEB_MODULE = "mounts.web"
+WEB_SECONDS = 20.0
+"""How long a web server may take until it accepts connections."""
+MKFS_SECONDS = 120.0
+LAST_ANSWERS_SECONDS = 2.0
+_CARRIED_LIMITS = {
+    "Max address space": "AS",
+    "Max data size": "DATA",
+    "Max cpu time": "CPU",
+    "Max file size": "FSIZE",
+    "Max stack size": "STACK",
+    "Max processes": "NPROC",
+    "Max locked memory": "MEMLOCK",
+}
+"""The caller's limits that its environments inherit, as proc(5) names them."""
+
+
+class Xokd:
+    """One instance.  `run` is its life."""
+
+    def __init__(self, config: Config, link: Any) -> None:
+        self.config = config
+        self._started = time.time()
+        self._launcher_socket = link
+        self._outcome: Any = None
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Come up, call `ready`, serve until asked to stop, shut down.  Raises what kept it from coming up."""
+        try:
+            self.system = System(self.config)
+        except BaseException:
+            self._launcher_socket.close()
+            raise
+        try:
+            self.loop = self.system.loop
+            mailbox = Mailbox(self.loop)
+            trio.lowlevel.start_guest_run(
+                self._main,
+                ready,
+                run_sync_soon_threadsafe=mailbox.post,
+                done_callback=self._done,
+                host_uses_signal_set_wakeup_fd=False,
+                restrict_keyboard_interrupt_to_checkpoints=True,
+            )
+            # The registry's entries are many and live long: a collection that visits them all costs a call its time.
+            gc.freeze()
+            gc.set_threshold(100_000, 50, 100)
+            while self._outcome is None:
+                self.loop.turn(self.system.wait_seconds())
+            mailbox.close()
+        finally:
+            self.system.close()
+            self._launcher_socket.close()  # the launcher cleans up and ends
+        self._outcome.unwrap()
+
+    def _done(self, outcome: Any) -> None:
+        self._outcome = outcome
+
+    # ---- life
+
+    async def _main(self, ready: Callable[[], None]) -> None:
+        self._stop = trio.Event()
+        self._force = False
+        self._trouble: XokError | None = None
+        self._stopped = trio.Event()
+        async with trio.open_nursery() as nursery:
+            self.link = LaunchLink(self._launcher_socket, self._on_exit)
+            nursery.start_soon(self._listen_to_launcher)
+            nursery.start_soon(self._signals)
+            await self.system.attach()
+            self.environments = Environments(self.system, self.loop, self.link, nursery, self.config.runtime.logs)
+            self.system.on_flood = self._flooded
+            self.mounts = Mounts(self.environments, self.link, nursery)
+            self.keepers: Keepers | None = None
+            if self.system.network is not None:
+                self.keepers = Keepers(self.environments, self.system.network, nursery)
+            self.serving: dict[int, dict[str, Any]] = {}
+            control = ControlServer(self.config.runtime, self._handlers())
+            nursery.start_soon(control.serve)
+            try:
+                log.info("ready: disk %s, runtime %s", self.config.disk, self.config.runtime.directory)
+                ready()
+                await self._stop.wait()
+                with trio.CancelScope(shield=True):
+                    await self._shut_down()
+                    await self._last_answers(control)
+            finally:
+                control.close()
+            nursery.cancel_scope.cancel()
+        if self._trouble is not None:
+            raise self._trouble
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("signal %d: shutting down", number)
+                self._force = True
+                self._stop.set()
+
+    async def _last_answers(self, control: ControlServer) -> None:
+        """Those who wait for the end are told of it."""
+        self._stopped.set()
+        with trio.move_on_after(LAST_ANSWERS_SECONDS):
+            while control.answering:
+                await trio.sleep(0.005)
+
+    async def _shut_down(self) -> None:
+        """Servers first, so that nobody reads; then mounts, which write everything back; then the disk."""
+        for record in list(self.environments.records.values()):
+            if record.kind not in ("mount", "keeper"):
+                await self.environments.stop(record)
+        for mount in list(self.mounts.mounts.values()):
+            try:
+                await self.mounts.umount(mount.directory, lazy=self._force)
+            except XokError as error:
+                log.error("%s", error)
+        for record in list(self.environments.records.values()):
+            await self.environments.stop(record)
+        try:
+            await self.system.detach()
+            log.info("down: the disk is clean")
+        except XokError as error:
+            log.error("down, but the disk is not clean: %s", error)
+            self._trouble = error
+
+    async def _listen_to_launcher(self) -> None:
+        """Without the launcher its environments die and nothing can be started: save the disk and end."""
+        try:
+            await self.link.receive()
+        except Gone as error:
+            log.critical("%s: shutting down", error)
+            for record in list(self.environments.records.values()):
+                await trio.to_thread.run_sync(_wait_dead, record.pid)
+                self._on_exit(record.slot, -signal.SIGKILL)
+            self._force = True
+            self._trouble = error
+            self._stop.set()
+
+    def _on_exit(self, slot: int, status: int) -> None:
+        self.environments.on_exit(slot, status)
+        self.serving.pop(slot, None)
+
+    def _flooded(self, slot: int) -> None:
+        record = self.environments.records.get(slot)
+        if record is not None:
+            log.warning("%s (%d) does not take its events and is killed", record.name, slot)
+            os.kill(record.pid, signal.SIGKILL)
+
+    # ---- requests
+
+    def _handlers(self) -> dict[str, Any]:
+        return {
+            "status": self._status,
+            "list": self._list,
+            "mkfs": self._mkfs,
+            "mount": self._mount,
+            "umount": self._umount,
+            "serve": self._serve,
+            "run": self._run,
+            "wait": self._wait,
+            "down": self._down,
+        }
+
+    async def _down(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        if not request.get("force"):
+            for mount in self.mounts.mounts.values():
+                await trio.to_thread.run_sync(_check_idle, mount.directory, abandon_on_cancel=True)
+        self._force = bool(request.get("force"))
+        self._stop.set()
+        await self._stopped.wait()
+        if self._trouble is not None:
+            raise self._trouble
+        return {}
+
+    async def _list(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        kinds = {CatalogueEntry.ROOT: "root", CatalogueEntry.TYPE: "type", CatalogueEntry.RESERVED: "reserved"}
+        names = {entry.type: entry.name for entry in self.system.catalogue() if entry.kind != CatalogueEntry.ROOT}
+        return [
+            {
+                "name": entry.name,
+                "kind": kinds[entry.kind],
+                "type": names.get(entry.type, str(entry.type))
+                if entry.kind == CatalogueEntry.ROOT
+                else str(entry.type),
+                "block": entry.db,
+                "uid": entry.uid,
+            }
+            for entry in self.system.catalogue()
+        ]
+
+    async def _mkfs(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        name = _name(request["name"])
+        module = MKFS_MODULES.get(request["type"])
+        if module is None:
+            raise BadCall(f"no file system has the type {request['type']!r}")
+        record = await self.environments.start(f"mkfs:{name}", "mkfs", Program(module, [name]))
+        with trio.move_on_after(MKFS_SECONDS):
+            await record.exited.wait()
+        if not record.exited.is_set():
+            await self.environments.kill(record)
+        if record.status:
+            raise MakingFailed(f"{name}: {describe_status(record.status)}{self._last_words(record)}")
+        return {}
+
+    async def _mount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        name, directory = _name(request["name"]), request["directory"]
+        if not os.path.isabs(directory):
+            raise BadCall(f"{directory} is not an absolute path")
+        mount = await self.mounts.mount(name, directory, self._tree(name, Right.READ | Right.WRITE))
+        return {"directory": mount.directory}
+
+    async def _umount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        await self.mounts.umount(request["directory"], lazy=bool(request.get("lazy")))
+        return {}
+
+    async def _serve(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        name, interface = _name(request["name"]), parse_interface(request["address"])
+        port = int(request["port"])
+        if self.keepers is None:
+            raise NotAllowed("xokd was started without a network")
+        tree = self._tree(name, Right.READ)
+        what = {"name": name, "address": str(interface), "port": port}
+        for slot, other in self.serving.items():
+            if (other["address"], other["port"]) == (what["address"], port):
+                raise Exists(f"{interface.ip} port {port} is served by environment {slot}, from {other['name']}")
+        await self.keepers.keep(interface)
+        arguments = [name, "--root", request["root"], "--port", str(port)]
+        record = await self.environments.start(
+            f"serve:{name}",
+            "serve",
+            Program(WEB_MODULE, arguments),
+            capabilities=[tree],
+            interface=interface,
+            listening=port,
+        )
+        self.serving[record.slot] = what
+        try:
+            await self._wait_accepting(record, interface, port)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                if not record.exited.is_set():
+                    await self.environments.kill(record)
+            raise
+        return {"env": record.slot}
+
+    async def _wait_accepting(self, record: Record, interface: IPv4Interface, port: int) -> None:
+        with trio.move_on_after(WEB_SECONDS):
+            while not record.exited.is_set():
+                with contextlib.suppress(OSError), trio.move_on_after(1.0):
+                    stream = await trio.open_tcp_stream(str(interface.ip), port)
+                    await stream.aclose()
+                    return
+                await trio.sleep(0.02)
+        how = describe_status(record.status) if record.exited.is_set() else f"does not answer after {WEB_SECONDS:g} s"
+        raise ServingFailed(f"{interface.ip} port {port}: {how}{self._last_words(record)}")
+
+    async def _run(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        if len(fds) != 2:
+            raise BadCall("`run` needs the program and somewhere for its output")
+        interface = parse_interface(request["address"]) if request.get("address") else None
+        if interface is not None and self.keepers is not None:
+            await self.keepers.give_up(interface)
+        trees = [self._users_tree(peer, text) for text in request.get("trees", [])]
+        name = _name(request["name"])
+        record = await self.environments.start(
+            name,
+            "run",
+            Program(name, [str(word) for word in request["arguments"]], {confine.SOURCE: fds[0]}, _limits(peer)),
+            caller=peer.uid,
+            capabilities=trees,
+            interface=interface,
+            output=fds[1],
+        )
+        os.close(fds.pop())  # the caller sees the end of the output when the environment has ended
+        return await self._until_end(record, connection)
+
+    async def _wait(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        """Until an environment or a mount has ended; meanwhile {"op": "stop"} ends it in order."""
+        if "mount" in request:
+            mount = self.mounts.mounts.get(request["mount"])
+            if mount is None:
+                raise NotFound(f"nothing of ours is mounted on {request['mount']}")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_mount_when_asked, connection, mount.directory)
+                await mount.gone.wait()
+                nursery.cancel_scope.cancel()
+            return {"status": 0}
+        record = self.environments.records.get(int(request["env"]))
+        if record is None:
+            raise NotFound(f"environment {request['env']}")
+        if peer.uid not in (0, record.caller):
+            raise NotAllowed("it is not yours")
+        return await self._until_end(record, connection)
+
+    async def _stop_mount_when_asked(self, connection: Connection, directory: str) -> None:
+        await connection.wait_word()
+        with contextlib.suppress(XokError):
+            await self.mounts.umount(directory, lazy=True)
+
+    async def _until_end(self, record: Record, connection: Connection) -> Any:
+        """Wait for the end; a word from the caller asks for it, its hanging up forces it."""
+
+        async def listen() -> None:
+            if await connection.wait_word():
+                nursery.start_soon(self.environments.stop, record)
+                await connection.wait_word()
+            await self.environments.kill(record)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await record.exited.wait()
+            nursery.cancel_scope.cancel()
+        return {"env": record.slot, "status": record.status}
+
+    async def _status(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        return {
+            "xokd": {
+                "pid": os.getpid(),
+                "runtime": str(self.config.runtime.directory),
+                "seconds": time.time() - self._started,
+                "without": sorted(self.config.without),
+            },
+            **self.system.status(),
+            "environments": [
+                {
+                    "id": record.slot,
+                    "pid": record.pid,
+                    "name": record.name,
+                    "kind": record.kind,
+                    "uid": record.uid,
+                    "caller": record.caller,
+                    "address": record.address,
+                    "seconds": time.time() - record.started,
+                }
+                for record in self.environments.records.values()
+            ],
+            "mounts": [
+                {
+                    "name": mount.name,
+                    "directory": mount.directory,
+                    "state": mount.state,
+                    "env": mount.record.slot if mount.record else 0,
+                    "restarts": len(mount.restarts),
+                }
+                for mount in self.mounts.mounts.values()
+            ],
+            "services": [{"env": slot, **what} for slot, what in self.serving.items()],
+        }
+
+    # ---- capabilities
+
+    def _root(self, name: str) -> CatalogueEntry:
+        for entry in self.system.catalogue():
+            if entry.kind == CatalogueEntry.ROOT and entry.name == name:
+                return entry
+        raise NotFound(f"no file system is called {name!r}; `xok list` shows them")
+
+    def _tree(self, name: str, rights: int) -> Capability:
+        return Capability(TREE, self._root(name).capability, rights, name)
+
+    def _users_tree(self, peer: Peer, text: str) -> Capability:
+        """NAME or NAME:ro, for root or the file system's owner."""
+        name, _, mode = text.partition(":")
+        if mode not in ("", "ro"):
+            raise BadCall(f"{text!r}: write NAME or NAME:ro")
+        entry = self._root(name)
+        if peer.uid not in (0, entry.uid):
+            raise NotAllowed(f"{name} belongs to user {entry.uid}")
+        return self._tree(name, Right.READ if mode else Right.READ | Right.WRITE)
+
+    def _last_words(self, record: Record) -> str:
+        """The end of what it printed, for the person who asked."""
+        path = self.config.runtime.logs / f"{record.name.replace(':', '_')}.log"
+        with contextlib.suppress(OSError), open(path, errors="replace") as file:
+            lines = file.read()[-2000:].strip().splitlines()
+            if lines:
+                return f": {lines[-1]} (more in {path})"
+        return ""
+
+
+class MakingFailed(XokError):
+    """The file system could not be made."""
+
+
+class ServingFailed(XokError):
+    """The web server did not come up."""
+
+
+def _name(text: Any) -> str:
+    if not isinstance(text, str) or not text or len(text.encode()) > 64 or "/" in text or not text.isprintable():
+        raise BadCall(f"{text!r} is no name: 1 to 64 bytes, without a slash")
+    return text
+
+
+def _wait_dead(pid: int) -> None:
+    """Wait for a process that is being killed; what it mapped is its own until then."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+
+
+def _limits(peer: Peer) -> dict[str, int]:
+    """The caller's own hard limits, which an environment of its gets no more than."""
+    if peer.uid == 0:
+        return {}
+    out = {}
+    with open(f"/proc/{peer.pid}/limits") as file:  # prlimit(2) of another user's needs one capability more
+        for line in file:
+            name = _CARRIED_LIMITS.get(line[:26].strip())
+            hard = line[47:68].strip()
+            if name is not None and hard != "unlimited":
+                out[name] = int(hard)
+    return out
+
+
+def _check_idle(directory: str) -> None:
+    """Raise InUse while some process has its working directory, or a file open, below the mount."""
+    below = directory.rstrip("/") + "/"
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
+        with contextlib.suppress(OSError):
+            links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+        for link in links:
+            with contextlib.suppress(OSError):
+                target = os.readlink(link)
+                if target == directory or target.startswith(below):
+                    raise InUse(f"{directory} is used by process {pid}; close it, or use --force")

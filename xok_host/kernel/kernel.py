@@ -1,0 +1,338 @@
+"""The exokernel: environments, pages, XN disks, and the calls that reach them.  No I/O, no clock, no waiting.
+
+The host gives memory, tables and randomness, and drives it in turns:
+
+    kernel.tick(now_ns)                              the time, once a turn; lock deadlines
+    completion = kernel.execute(env, entry)          for each entry taken from a call ring; None: it completes later
+    for request in kernel.take_io(): …               start these; they are sorted and merged
+    kernel.io_done(token, errno)                     for each that ended
+    while kernel.completions: …                      (env id, cookie, code, r0, r1, data); cookie 0: an event
+
+Disks: `format_sectors` is written to a fresh disk; `start_device(dev, nblocks, then)` and `stop_device(dev, then)` run
+through the same requests and call `then(error or None)` at their end.
+
+KERNEL-1  Everything that an environment holds is in its record and is released by `destroy_environment`, at any moment.
+KERNEL-2  A call that is refused has changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from xok_host.abi.calls import EntryFlag, Event
+from xok_host.abi.channel import Completion, Entry
+from xok_host.abi.errors import BadCall, Cancelled, LimitReached, NotFound, XokError
+from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE
+from xok_host.kernel.capability import TREE, Capability
+from xok_host.kernel.dispatch import Dispatch, Handler
+from xok_host.kernel.env import MAX_PENDING, Environment
+from xok_host.kernel.pages import Access, Arena, Chunk, Memory, Pages
+from xok_host.kernel.request import IoRequest
+from xok_host.kernel.tables import Counters, Tables
+from xok_host.kernel.xn import startup
+from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
+from xok_host.kernel.xn.locks import Locks
+from xok_host.kernel.xn.pending import Pending
+from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
+from xok_host.kernel.xn.startup import Then, format_sectors
+
+__all__ = ["Kernel", "format_sectors"]
+
+_CHAIN = int(EntryFlag.CHAIN)
+
+
+class _Group:
+    """Entries of one environment that are chained to one another."""
+
+    __slots__ = ("failed", "queue", "waiting")
+
+    def __init__(self) -> None:
+        self.queue: deque[Entry] = deque()
+        self.waiting = False
+        self.failed = False
+
+
+class Kernel:
+    """One exokernel.  `random_id()` gives unguessable 64-bit numbers."""
+
+    def __init__(
+        self, memory: Memory, tables: Tables, random_id: Callable[[], int], nentries: int, nbuckets: int
+    ) -> None:
+        self.tables = tables
+        self.counters = Counters(tables.counters)
+        self.registry = Registry(tables.registry, nentries, nbuckets)
+        self.pages = Pages(memory)
+        self.pages.reclaim = self._reclaim_page
+        self.pages.reclaim_chunk = self._reclaim_chunk
+        self.locks = Locks(self)
+        self.devices: dict[int, Device] = {}
+        self.starting: dict[int, Device] = {}
+        self.environments: dict[int, Environment] = {}
+        self.completions: deque[tuple[int, int, int, int, int, bytes]] = deque()
+        self.now = 0
+        self.running: Environment | None = None
+        """Whose call is being carried out."""
+        self._random_id = random_id
+        self._handlers: dict[int, Handler] = Dispatch(self).handlers
+        self._ids: set[int] = set()
+
+    # ---- environments
+
+    def create_environment(self, uid: int, name: str, capabilities: list[Capability] | None = None) -> Environment:
+        """A new environment in the lowest free slot.  Raises LimitReached."""
+        slot = uid - ENVIRONMENT_UID_BASE if uid >= ENVIRONMENT_UID_BASE else 0
+        if slot < 1 or slot in self.environments:
+            slot = next((slot for slot in range(1, ENVIRONMENT_LIMIT) if slot not in self.environments), 0)
+            if not slot:
+                raise LimitReached(f"{ENVIRONMENT_LIMIT} environments are alive")
+        env = self.environments[slot] = Environment.new(slot, uid, name, capabilities or [])
+        self.counters.add("environments_created")
+        return env
+
+    def destroy_environment(self, env: Environment) -> None:
+        """Release everything it holds (KERNEL-1).  Calling it again does nothing."""
+        if not env.alive:
+            return
+        env.alive = False
+        self.environments.pop(env.id, None)
+        self.locks.release_all(env)
+        for page, (count, entry) in list(env.pinned.items()):
+            for _ in range(count):
+                self._unpin(page, entry)
+        env.pinned.clear()
+        for page in env.pages:
+            self.pages.drop(page)
+        env.pages.clear()
+        self.pages.environment_died(env.id)
+        for entry in self.registry.cached.values():
+            if entry.writer == env.id:
+                entry.writer = 0
+                self.registry.publish(entry)
+        self.counters.add("environments_destroyed")
+
+    def new_capability_id(self) -> int:
+        """A number that no guard has emitted by chance: random, not zero, new."""
+        while True:
+            number = self._random_id() & (1 << 64) - 1
+            if number and number not in self._ids:
+                self._ids.add(number)
+                return number
+
+    def tree_capability(self, dev: int, name: str, rights: int) -> Capability:
+        """The capability of a root or type, for the host to hand out.  Raises NotFound."""
+        entry = self.device(dev).catalogue.find(name).entry
+        return Capability(TREE, entry.capability, rights, name)
+
+    def access_by_capability(self, capability: int) -> Access:
+        only = frozenset((capability,))
+        return self.pages.access(only, only)
+
+    # ---- devices
+
+    def device(self, dev: int) -> Device:
+        found = self.devices.get(dev)
+        if found is None:
+            raise NotFound(f"no device {dev}")
+        return found
+
+    def start_device(self, dev: int, nblocks: int, then: Then) -> None:
+        """Read XN's structures and make the disk active; `then` gets None, BadDisk, NotClean or MediaError."""
+        start = startup.Start(self, dev, nblocks, then)
+        self.starting[dev] = start.device
+        start.begin()
+
+    def stop_device(self, dev: int, then: Then) -> None:
+        """Orderly shutdown of a disk; `then` gets None, InUse (dirty blocks) or MediaError."""
+        startup.stop(self, self.device(dev), then)
+
+    def add_handler(self, number: int, handler: Handler) -> None:
+        """Calls that another part serves (filters)."""
+        self._handlers[number] = handler
+
+    # ---- turns
+
+    def tick(self, now_ns: int) -> None:
+        self.now = now_ns
+        self.locks.tick(now_ns)
+        self.counters.set("pages_in_use", self.pages.in_use)
+        self.counters.set("pages_total", self.pages.total)
+
+    def take_io(self) -> list[IoRequest]:
+        out: list[IoRequest] = []
+        for device in (*self.devices.values(), *self.starting.values()):
+            out += device.io.take()
+        return out
+
+    def io_done(self, token: int, errno: int) -> None:
+        number = token & 0xFF
+        device = self.devices.get(number) or self.starting[number]
+        device.io.done(token, errno)
+        if number in self.devices:
+            self.starting.pop(number, None)
+
+    def post_event(self, env: Environment, event: Event, r0: int, r1: int) -> None:
+        if env.alive:
+            self.completions.append((env.id, 0, int(event), r0, r1, b""))
+
+    # ---- calls
+
+    def execute(self, env: Environment, entry: Entry) -> Completion | None:
+        """Carry out one entry.  None when it completes later, through `completions`."""
+        self.counters.add("entries")
+        if entry.flags & _CHAIN and env.group is not None:
+            group = env.group
+            if group.waiting or group.queue:
+                if env.pending >= MAX_PENDING:
+                    return self._refusal(entry, LimitReached(f"{MAX_PENDING} entries wait"))
+                env.pending += 1
+                group.queue.append(entry)
+                return None
+        else:
+            group = env.group = _Group()
+        return self._run(env, entry, group)
+
+    def _run(self, env: Environment, entry: Entry, group: _Group) -> Completion | None:
+        try:
+            if group.failed and entry.flags & _CHAIN:
+                raise Cancelled
+            handler = self._handlers.get(entry.number)
+            if handler is None:
+                raise BadCall(f"no call {entry.number}")
+            if env.pending >= MAX_PENDING:
+                raise LimitReached(f"{MAX_PENDING} entries wait")
+            self.running = env
+            result = handler(env, entry)
+        except XokError as error:
+            group.failed = True
+            return self._refusal(entry, error)
+        finally:
+            self.running = None
+        if not isinstance(result, Pending):
+            group.failed = False
+            return Completion(entry.cookie, 0, *result)
+        return self._wait(env, entry, group, result)
+
+    def _wait(self, env: Environment, entry: Entry, group: _Group, pending: Pending) -> Completion | None:
+        """The handler is through; answer now if nothing is left to wait for."""
+        pending.release()
+        if not pending.held:
+            completion = self._answer(entry, pending)
+            group.failed = bool(completion.code)
+            return completion
+        group.waiting = True
+        env.pending += 1
+
+        def finish(pending: Pending) -> None:
+            env.pending -= 1
+            completion = self._answer(entry, pending)
+            group.waiting = False
+            group.failed = bool(completion.code)
+            self._complete(env, completion)
+            while group.queue and not group.waiting:
+                following = group.queue.popleft()
+                env.pending -= 1
+                if env.alive:
+                    answer = self._run(env, following, group)
+                    if answer is not None:
+                        self._complete(env, answer)
+
+        pending.finish = finish
+        return None
+
+    def _complete(self, env: Environment, completion: Completion) -> None:
+        if env.alive:
+            self.completions.append(
+                (env.id, completion.cookie, completion.code, completion.r0, completion.r1, completion.data)
+            )
+
+    def _answer(self, entry: Entry, pending: Pending) -> Completion:
+        if pending.error is not None:
+            return self._refusal(entry, pending.error)
+        return Completion(entry.cookie, 0, pending.r0, pending.r1, pending.data)
+
+    def _refusal(self, entry: Entry, error: XokError) -> Completion:
+        self.counters.add("refusals")
+        fields = error.fields
+        return Completion(entry.cookie, error.code, fields.get("r0", 0), fields.get("r1", 0), error.detail.encode())
+
+    # ---- pins
+
+    def pin(self, env: Environment, entry: Cached) -> None:
+        held = env.pinned.get(entry.page)
+        if held is None:
+            env.pinned[entry.page] = [1, entry]
+        else:
+            held[0] += 1
+        env.npins += 1
+        self.pages.hold(entry.page)
+        entry.pins += 1
+        self.registry.touch(entry)
+        self.registry.publish(entry)
+
+    def unpin(self, env: Environment, page: int) -> None:
+        """Raises NotFound when the environment has no pin on the page."""
+        held = env.pinned.get(page)
+        if held is None:
+            raise NotFound(f"no pin on page {page}")
+        held[0] -= 1
+        if not held[0]:
+            del env.pinned[page]
+        env.npins -= 1
+        self._unpin(page, held[1])
+
+    def _unpin(self, page: int, entry: Cached) -> None:
+        if not entry.dead and entry.page == page:
+            entry.pins -= 1
+            self.registry.publish(entry)
+        self.pages.drop(page)
+
+    # ---- room
+
+    def make_room(self, count: int) -> bool:
+        """Places in the registry for `count` entries, evicting if need be."""
+        while self.registry.room() < count:
+            if not self.evict_one():
+                return False
+        return True
+
+    def evict_one(self) -> bool:
+        """Drop the least recently used entry that can go."""
+        return self._evict(lambda entry: True)
+
+    def _reclaim_page(self, arena: Arena) -> bool:
+        """Free a page of this arena."""
+        return self._evict(lambda entry: entry.page != NO_PAGE and self.pages.arena_of(entry.page) is arena)
+
+    def _reclaim_chunk(self, chunks: list[Chunk]) -> bool:
+        """Empty one of these chunks, if all that is in it can be evicted."""
+        inside: dict[int, list[Cached]] = {chunk.number: [] for chunk in chunks}
+        for entry in self.registry.cached.values():
+            if entry.page != NO_PAGE and entry.page // CHUNK_PAGES in inside and entry.evictable():
+                inside[entry.page // CHUNK_PAGES].append(entry)
+        for chunk in chunks:
+            entries = inside[chunk.number]
+            if len(entries) == chunk.held:
+                for entry in entries:
+                    entry.device.forget(entry)
+                self.counters.add("registry_evictions", len(entries))
+                return True
+        return False
+
+    def _evict(self, wanted: Callable[[Cached], bool]) -> bool:
+        passed = []
+        found = None
+        for entry in self.registry.cached.values():
+            if entry.evictable() and wanted(entry):
+                found = entry
+                break
+            passed.append(entry)
+            if len(passed) >= MAX_EVICTION_SCAN:
+                break
+        for entry in passed:
+            self.registry.touch(entry)  # the next search need not look at them again at once
+        if found is None:
+            return False
+        found.device.forget(found)
+        self.counters.add("registry_evictions")
+        return True

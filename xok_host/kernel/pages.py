@@ -1,0 +1,254 @@
+"""Physical pages: chunks of shared memory, grouped into arenas by who may read and write them (DESIGN 3).
+
+PAGES-1  All pages of a chunk belong to one arena, because environments map chunks whole.
+PAGES-2  An arena is (read capabilities, write capabilities, writer).  With writer 0, xokd alone writes its pages.
+PAGES-3  A page is given out with one hold; it returns to its arena when the last hold is dropped.  The registry holds
+         the pages of its entries, an environment those it allocated and did not publish, a pin and a write on its
+         way to the disk each hold theirs.
+PAGES-4  A chunk changes arenas only when no page of it is held and no living environment maps it; it is zeroed then.
+PAGES-5  No arena takes more than three quarters of the chunks, so that there is always room for others.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import cython
+
+from xok_host.abi.errors import LimitReached
+from xok_host.abi.types import BLOCK, CHUNK_BYTES, CHUNK_PAGES
+
+META, DATA, QUARANTINE = "meta", "data", "quarantine"
+"""Kinds of chunks: what xokd alone writes, what one environment writes, and what nobody may read yet."""
+
+_ZEROS = bytes(BLOCK)
+_CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
+_BLOCK = cython.declare(cython.ulonglong, BLOCK)
+
+
+class Memory(Protocol):
+    """Where chunks come from: sealed memory files (host), or plain memory (tests)."""
+
+    limit: int
+    """Most chunks that there will be."""
+
+    def new_chunk(self, writable_by: int, kind: str) -> tuple[int, memoryview]:
+        """Its number and its CHUNK_BYTES bytes, zero, writable for xokd.  Raises LimitReached."""
+        ...
+
+
+class PlainMemory:
+    """Chunks that only this process sees."""
+
+    def __init__(self, limit: int = 64) -> None:
+        self.chunks: list[memoryview] = []
+        self.limit = limit
+
+    def new_chunk(self, writable_by: int, kind: str) -> tuple[int, memoryview]:
+        if len(self.chunks) >= self.limit:
+            raise LimitReached(f"{self.limit} chunks of memory are in use")
+        self.chunks.append(memoryview(bytearray(CHUNK_BYTES)))
+        return len(self.chunks) - 1, self.chunks[-1]
+
+
+class Access:
+    """Who may read and write: two sets of capability numbers.  One object for each pair, compared by identity."""
+
+    __slots__ = ("read", "write")
+
+    def __init__(self, read: frozenset[int], write: frozenset[int]) -> None:
+        self.read = read
+        self.write = write
+
+
+class Arena:
+    """Pages with equal access.  `free` holds page numbers, `chunks` chunk numbers."""
+
+    __slots__ = ("access", "chunks", "free", "kind", "writer")
+
+    def __init__(self, access: Access, writer: int, kind: str) -> None:
+        self.access = access
+        self.writer = writer
+        self.kind = kind
+        self.free: list[int] = []
+        self.chunks: list[int] = []
+
+
+class Chunk:
+    """`users[slot]` counts holds; `mapped` are the environments that were given its memory file."""
+
+    __slots__ = ("arena", "held", "kind", "mapped", "number", "users", "view")
+
+    def __init__(self, number: int, view: memoryview, arena: Arena, kind: str) -> None:
+        self.number = number
+        self.view = view
+        self.arena = arena
+        self.kind = kind
+        self.users: Any = array("H", bytes(2 * CHUNK_PAGES))
+        self.held = 0
+        self.mapped: set[int] = set()
+
+
+class Pages:
+    """All pages and arenas.  `reclaim(arena)` is asked to free a page of it if none is left, and says if it did."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._chunks: dict[int, Chunk] = {}
+        self._access: dict[tuple[frozenset[int], frozenset[int]], Access] = {}
+        self._arenas: dict[tuple[Access, int, str], Arena] = {}
+        self._exhausted = False
+        self.reclaim: Callable[[Arena], bool] = lambda arena: False
+        self.reclaim_chunk: Callable[[list[Chunk]], bool] = lambda chunks: False
+        """Asked to empty one of these chunks of blocks that can be read again; says whether it did."""
+        self.in_use = 0
+
+    @property
+    def limit(self) -> int:
+        """Most pages that there will be."""
+        return self._memory.limit * CHUNK_PAGES
+
+    @property
+    def total(self) -> int:
+        """Pages in all chunks that exist."""
+        return len(self._chunks) * CHUNK_PAGES
+
+    def access(self, read: frozenset[int], write: frozenset[int]) -> Access:
+        key = (read, write)
+        found = self._access.get(key)
+        if found is None:
+            found = self._access[key] = Access(read, write)
+        return found
+
+    def arena(self, access: Access, writer: cython.uint = 0, kind: str = META) -> Arena:
+        """The arena of these, made at need; kind is DATA where an environment writes."""
+        key = (access, writer, kind)
+        found = self._arenas.get(key)
+        if found is None:
+            found = self._arenas[key] = Arena(access, writer, kind)
+        return found
+
+    def alloc(self, arena: Arena) -> cython.ulonglong:
+        """A page with one hold, contents undefined (but nobody else's, PAGES-4).  Raises LimitReached."""
+        if not arena.free:
+            self._refill(arena)
+        page: cython.ulonglong = arena.free.pop()
+        chunk: Chunk = self._chunks[page // _CHUNK]
+        chunk.users[page % _CHUNK] = 1
+        chunk.held += 1
+        self.in_use += 1
+        return page
+
+    def alloc_run(self, arena: Arena, count: int) -> list[int]:
+        """`count` pages, in contiguous runs where possible (ascending)."""
+        pages: list[int] = []
+        try:
+            while len(pages) < count:
+                pages.append(self.alloc(arena))
+        except LimitReached:
+            for page in pages:
+                self.drop(page)
+            raise
+        pages.sort()
+        return pages
+
+    def hold(self, page: cython.ulonglong) -> None:
+        chunk: Chunk = self._chunks[page // _CHUNK]
+        chunk.users[page % _CHUNK] += 1
+
+    def drop(self, page: cython.ulonglong) -> None:
+        """Drop one hold; the last one frees the page."""
+        chunk: Chunk = self._chunks[page // _CHUNK]
+        slot: cython.int = page % _CHUNK
+        assert chunk.users[slot], f"page {page} is not held"
+        chunk.users[slot] -= 1
+        if not chunk.users[slot]:
+            chunk.held -= 1
+            self.in_use -= 1
+            chunk.arena.free.append(page)
+
+    def shared(self, page: cython.ulonglong) -> cython.bint:
+        """Whether somebody beside the one who asks holds the page."""
+        chunk: Chunk = self._chunks[page // _CHUNK]
+        return chunk.users[page % _CHUNK] > 1
+
+    def view(self, page: cython.ulonglong) -> memoryview:
+        chunk: Chunk = self._chunks[page // _CHUNK]
+        at: cython.ulonglong = page % _CHUNK * _BLOCK
+        return chunk.view[at : at + _BLOCK]
+
+    def zero(self, page: cython.ulonglong) -> None:
+        self.view(page)[:] = _ZEROS
+
+    def arena_of(self, page: cython.ulonglong) -> Arena:
+        chunk: Chunk = self._chunks[page // _CHUNK]
+        return chunk.arena
+
+    def chunk(self, number: int) -> Chunk | None:
+        return self._chunks.get(number)
+
+    def environment_died(self, env: int) -> None:
+        """What it mapped is mapped no more; its write arenas have no writer now."""
+        for chunk in self._chunks.values():
+            chunk.mapped.discard(env)
+        for key in [key for key in self._arenas if key[1] == env]:
+            arena = self._arenas.pop(key)
+            heir = self.arena(arena.access, 0, DATA)
+            for number in arena.chunks:
+                self._chunks[number].arena = heir
+            heir.chunks += arena.chunks
+            heir.free += arena.free
+        self._exhausted = False
+
+    def _refill(self, arena: Arena) -> None:
+        """Put at least one page on the arena's free list: new chunk, another arena's idle chunk, or eviction."""
+        chunk = None
+        may_grow = len(arena.chunks) * 4 < self._memory.limit * 3
+        if may_grow:
+            chunk = self._new_chunk(arena) or self._recycle(arena)
+        if chunk is None:
+            while self.reclaim(arena):
+                if arena.free:
+                    return
+            if may_grow and self.reclaim_chunk(self._foreign(arena)):
+                chunk = self._recycle(arena)
+        if chunk is None:
+            raise LimitReached("all pages are in use")
+        chunk.arena = arena
+        arena.chunks.append(chunk.number)
+        first = chunk.number * CHUNK_PAGES
+        arena.free.extend(range(first + CHUNK_PAGES - 1, first - 1, -1))
+
+    def _foreign(self, arena: Arena) -> list[Chunk]:
+        """Chunks that could serve this arena if they were empty (PAGES-4)."""
+        return [
+            chunk
+            for chunk in self._chunks.values()
+            if chunk.kind == arena.kind and chunk.arena is not arena and not chunk.mapped
+        ]
+
+    def _new_chunk(self, arena: Arena) -> Chunk | None:
+        if self._exhausted:
+            return None
+        try:
+            number, view = self._memory.new_chunk(arena.writer, arena.kind)
+        except LimitReached:
+            self._exhausted = True
+            return None
+        chunk = self._chunks[number] = Chunk(number, view, arena, arena.kind)
+        return chunk
+
+    def _recycle(self, arena: Arena) -> Chunk | None:
+        """An unused chunk of another arena, of the same kind because kinds are sealed differently (PAGES-4)."""
+        for chunk in self._foreign(arena):
+            if chunk.held:
+                continue
+            first = chunk.number * CHUNK_PAGES
+            old = chunk.arena
+            old.chunks.remove(chunk.number)
+            old.free = [page for page in old.free if not first <= page < first + CHUNK_PAGES]
+            chunk.view[:] = bytes(CHUNK_BYTES)
+            return chunk
+        return None

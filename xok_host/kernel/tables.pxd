@@ -1,0 +1,4 @@
+# C-level declarations of tables.py.
+cdef class Counters:
+    cdef unsigned long long[::1] _words
+    cpdef add(self, str name, long count=*)

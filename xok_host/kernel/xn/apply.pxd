@@ -1,0 +1,13 @@
+# C-level declarations of apply.py.
+from xok_host.kernel.pages cimport Access, Arena, Pages
+from xok_host.kernel.xn.device cimport Device
+from xok_host.kernel.xn.registry cimport Cached, Registry
+from xok_host.kernel.xn.shadow cimport Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.types cimport XnType
+
+
+cpdef reserve(Transaction t)
+cpdef apply(Transaction t)
+cdef Access child_access(Transaction t, Shadow shadow)
+cdef apply_alloc(Transaction t, Device device, Move move)
+cdef apply_shadow(Transaction t, Device device, Shadow shadow)

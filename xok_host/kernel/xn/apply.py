@@ -1,0 +1,256 @@
+"""Carrying out a verified transaction: first everything that can fail, then everything else (TXN-1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xok_host.abi.calls import OpFlag
+from xok_host.abi.errors import BadCapability, BogusUpdate, LimitReached
+from xok_host.abi.types import ALL_SECTORS, SECTOR, SECTORS, TYPE_XN_DB, Flag
+from xok_host.kernel.pages import DATA, Access
+from xok_host.kernel.xn import order, udf
+from xok_host.kernel.xn.registry import NO_PAGE, Cached
+from xok_host.kernel.xn.shadow import MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction, survivor
+from xok_host.kernel.xn.types import XnType
+
+if TYPE_CHECKING:
+    from xok_host.kernel.xn.device import Device
+
+_READING = int(Flag.READING)
+_VALID = int(Flag.VALID)
+_ZERO = int(OpFlag.ZERO)
+_PAGES = int(OpFlag.PAGES)
+
+
+def reserve(t: Transaction) -> None:
+    """Everything that could still fail: pages and places in the registry (TXN-1)."""
+    device = t.device
+    assert device is not None
+    needed = 0
+    for move in t.allocs:
+        needed += move.count
+    if needed > MAX_ALLOC:
+        raise LimitReached(f"{needed} blocks in one transaction, at most {MAX_ALLOC}")
+    for move in t.publishes:
+        if move.touched.part == NO_PARTITION:
+            entry = device.get(move.db)
+            assert entry is not None and entry.access is not None
+            check_own_pages(t, move.page, move.count, entry.access)
+            continue
+        shadow = move.touched.shadow
+        if not udf.owns(move.touched.after, move.db, move.count, TYPE_XN_DB):
+            raise BogusUpdate(f"partition {move.touched.part} does not own {move.count} plain blocks at {move.db}")
+        check_own_pages(t, move.page, move.count, child_access(t, shadow))
+        for db in range(move.db, move.db + move.count):
+            needed += device.get(db) is None
+    for move in t.allocs:
+        if move.flags & _PAGES:
+            check_own_pages(t, move.page, move.count, child_access(t, move.touched.shadow))
+    check_pages_once(t)
+    involved = _involved(t)
+    for entry in involved:
+        entry.busy = True
+    try:
+        _reserve_room(t, needed)
+    finally:
+        for entry in involved:
+            entry.busy = False
+
+
+def _involved(t: Transaction) -> list[Cached]:
+    """Blocks in core that must not be evicted to make room for the transaction that changes them."""
+    device = t.device
+    assert device is not None
+    found = [shadow.entry for shadow in t.shadows.values()]
+    for key in t.freed:
+        found.append(t.kernel.registry.cached[key])
+    for move in t.publishes:
+        found += device.cached_in(move.db, move.count)
+    return found
+
+
+def _reserve_room(t: Transaction, needed: int) -> None:
+    """Places in the registry, and pages."""
+    device, pages = t.device, t.kernel.pages
+    assert device is not None
+    if needed and not t.kernel.make_room(needed):
+        raise LimitReached("the registry is full of blocks that are dirty, pinned or locked")
+    for move in t.allocs:
+        data = device.type_of(move.type).data
+        if not data or move.flags & _ZERO:
+            arena = pages.arena(child_access(t, move.touched.shadow))
+            for _ in range(move.count):
+                move.zeroed.append(pages.alloc(arena))
+                t.new_pages.append(move.zeroed[-1])
+    for shadow in t.shadows.values():
+        if shadow.changed and not shadow.fresh and pages.shared(shadow.entry.page):
+            shadow.copy_to = pages.alloc(pages.arena_of(shadow.entry.page))
+            t.new_pages.append(shadow.copy_to)
+
+
+def child_access(t: Transaction, shadow: Shadow) -> Access:
+    device = t.device
+    assert device is not None
+    entry = shadow.entry
+    if not shadow.fresh:
+        return device.access_to_children(entry)
+    if entry.child_access is None:
+        assert entry.xtype is not None and entry.xtype.template is not None
+        read, write = entry.xtype.template.guard(shadow.bytes, entry.tree)
+        entry.child_access = device.pages.access(frozenset(read), frozenset(write))
+    return entry.child_access
+
+
+def check_own_pages(t: Transaction, page: int, count: int, access: Access) -> None:
+    """Pages of the caller's, unpublished, in the arena of those who may access the blocks."""
+    mine = t.env.pages
+    for number in range(page, page + count):
+        if number not in mine:
+            raise BadCapability(f"page {number} is not an unpublished page of the caller's")
+        arena = t.kernel.pages.arena_of(number)
+        if arena.access is not access or arena.kind != DATA:
+            raise BadCapability(f"page {number} is in the arena of another capability")
+
+
+def check_pages_once(t: Transaction) -> None:
+    used: set[int] = set()
+    total = 0
+    for move in (*t.publishes, *(move for move in t.allocs if move.flags & _PAGES)):
+        used.update(range(move.page, move.page + move.count))
+        total += move.count
+    if len(used) != total:
+        raise BadCapability("a page is given to two blocks")
+
+
+def apply(t: Transaction) -> None:
+    device = t.device
+    assert device is not None
+    registry = t.kernel.registry
+    for move in t.allocs:
+        apply_alloc(t, device, move)
+    for shadow in t.shadows.values():
+        if shadow.changed:
+            apply_shadow(t, device, shadow)
+    for move in t.allocs:
+        for db in range(move.db, move.db + move.count):
+            child = device.get(db)
+            assert child is not None
+            order.hang(child, move.touched.shadow.entry)
+    for move in t.publishes:
+        apply_publish(t, device, move)
+    for loser, gainer, db, count in t.moved:
+        apply_move(t, device, loser, gainer, db, count)
+    for later, sector, earlier, on_sector in t.edges:
+        order.add_wait(later, sector, earlier, on_sector)
+    records = []
+    for move in t.frees:
+        source = survivor(move.touched, t.freed)
+        records.append(device.free_extent(source.shadow.entry, source.sector, move.db, move.count))
+    for record in records:
+        if not record.conditions:
+            device.free_now(record)
+    for shadow in t.shadows.values():
+        order.recount(shadow.entry)
+        registry.publish(shadow.entry)
+    counters = t.kernel.counters
+    counters.add("transactions")
+    counters.add("operations", t.nops)
+
+
+def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
+    pages = device.pages
+    parent = move.touched.shadow.entry
+    device.freemap.allocate(move.db, move.count)
+    device.counters.add("blocks_allocated", move.count)
+    xtype = device.type_of(move.type)
+    access = child_access(t, move.touched.shadow)
+    for index in range(move.count):
+        db = move.db + index
+        child = t.children.get(db)
+        if child is None:
+            child = device.new_entry(db, xtype, access)
+            device.set_parent(child, parent, move.touched.part)
+            child.linked = False
+        child.access = access
+        child.durable = 0
+        page = NO_PAGE
+        if move.flags & _PAGES:
+            page = move.page + index
+            t.env.pages.discard(page)
+        elif not xtype.data or move.flags & _ZERO:
+            page = move.zeroed[index]
+            pages.zero(page)
+        device.insert(child)
+        if page != NO_PAGE:
+            device.set_page(child, page)
+            child.flags |= _VALID
+            child.dirty = ALL_SECTORS
+            child.sequence = 1
+            if not xtype.data:
+                child.changed = [1] * SECTORS
+        order.recount(child)
+        device.registry.publish(child)
+
+
+def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
+    entry, pages = shadow.entry, device.pages
+    if shadow.copy_to != NO_PAGE:
+        pages.view(shadow.copy_to)[:] = shadow.bytes
+        device.set_page(entry, shadow.copy_to)
+    else:
+        view = pages.view(entry.page)
+        for sector in range(SECTORS):
+            if shadow.changed >> sector & 1:
+                at = sector * SECTOR
+                view[at : at + SECTOR] = shadow.bytes[at : at + SECTOR]
+    for part, touched in shadow.parts.items():
+        entry.memo[part] = (touched.after, touched.references, touched.counts)
+    entry.sequence += 1
+    entry.dirty |= shadow.changed
+    for sector in range(SECTORS):
+        if shadow.changed >> sector & 1:
+            entry.changed[sector] = entry.sequence
+    xtype: XnType = entry.xtype
+    if not xtype.guard_constant:
+        entry.child_access = None
+    device.registry.renew(entry)
+
+
+def apply_publish(t: Transaction, device: Device, move: Move) -> None:
+    parent = move.touched.shadow.entry
+    for index in range(move.count):
+        entry = device.get(move.db + index)
+        page = move.page + index
+        t.env.pages.discard(page)
+        if entry is None:
+            access = child_access(t, move.touched.shadow)
+            entry = device.new_entry(move.db + index, device.data_type(), access)
+            device.set_parent(entry, parent, move.touched.part)
+            device.insert(entry)
+        if entry.flags & _READING and entry.landing == entry.page:
+            device.pages.hold(entry.landing)  # the read still ends there, and is forgotten then
+        device.set_page(entry, page)
+        entry.flags |= _VALID
+        entry.sequence += 1
+        entry.dirty = ALL_SECTORS
+        order.recount(entry)
+        device.registry.publish(entry)
+
+
+def apply_move(t: Transaction, device: Device, loser: Touched, gainer: Touched, db: int, count: int) -> None:
+    """The blocks hang below another sector now; whether a pointer is on the disk stays as it was."""
+    old, new = loser.shadow.entry, gainer.shadow.entry
+    for block in range(db, db + count):
+        entry = device.get(block)
+        if entry is None:
+            continue
+        counted = entry.counted
+        if counted:
+            order.count(entry, old, False)
+        device.set_parent(entry, new, gainer.part)
+        if counted:
+            order.count(entry, new, True)
+        order.hang(entry, new)
+        device.registry.publish(entry)
+    source = survivor(loser, t.freed)
+    device.note_move(db, count, source.shadow.entry, source.sector)

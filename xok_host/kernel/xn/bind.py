@@ -1,0 +1,155 @@
+"""Binding (thesis 4.5): a block gets its type, its access and its arena from the parent that owns it.
+
+BIND-1  A block enters the registry under a parent only if the parent's `owns`, of the partition named, names it.
+BIND-2  Who may read it was decided by the parent's guard, for a capability that the caller named.
+BIND-3  Before that it may only wait in quarantine, where nobody can read it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from xok_host.abi.errors import BadCall, BadCapability, NotInCore, NotOwned, XokError
+from xok_host.abi.types import Flag
+from xok_host.kernel.pages import Access
+from xok_host.kernel.xn import udf
+from xok_host.kernel.xn.pending import Pending
+from xok_host.kernel.xn.registry import NO_PAGE, Cached
+
+if TYPE_CHECKING:
+    from xok_host.kernel.xn.device import Device
+
+MAX_READ = 4096
+"""Blocks that one call may bring in."""
+
+_ATTACHED = int(Flag.ATTACHED)
+_QUARANTINE = int(Flag.QUARANTINE)
+_READING = int(Flag.READING)
+
+Extents = list[tuple[int, int, int]]
+
+
+def check_extents(device: Device, extents: Extents) -> None:
+    """On the disk and not too many.  Raises BadCall."""
+    total = 0
+    for db, count, _ in extents:
+        total += count
+        if not count or db + count > device.nblocks or db < device.superblock.first or total > MAX_READ:
+            raise BadCall(
+                f"{count} blocks at {db}: outside what libFSes use on the disk, or more than {MAX_READ} at once"
+            )
+
+
+def read_and_insert(device: Device, extents: Extents, pending: Pending) -> int:
+    """Prefetch into quarantine (BIND-3); how many blocks will come in."""
+    check_extents(device, extents)
+    started = 0
+    for db, count, _ in extents:
+        for block in range(db, db + count):
+            entry = device.get(block)
+            if entry is not None:
+                if entry.flags & _READING:
+                    device.io.await_read(entry, pending)
+                continue
+            entry = device.new_entry(block, None, device.quarantine.access)
+            entry.flags |= _QUARANTINE
+            _start(device, entry, device.pages.alloc(device.quarantine), pending)
+            started += 1
+    return started
+
+
+def _start(device: Device, entry: Cached, page: int, pending: Pending | None) -> None:
+    entry.page = entry.landing = page
+    try:
+        device.insert(entry)
+    except XokError:
+        device.pages.drop(page)
+        raise
+    entry.writer = device.pages.arena_of(page).writer
+    device.io.read(entry, pending)
+    device.registry.publish(entry)
+
+
+def bind(
+    device: Device,
+    parent: Cached,
+    capability: int,
+    extents: Extents,
+    pending: Pending | None,
+    *,
+    quarantined_only: bool,
+) -> int:
+    """Bind the extents (block, count, partition) to `parent`, reading what is not in core; how many reads start.
+
+    With `quarantined_only` (insert_attr) blocks must be in core already.
+    """
+    xtype = parent.xtype
+    assert xtype is not None and xtype.template is not None
+    check_extents(device, extents)
+    access = device.access_to_children(parent)
+    if capability not in access.read:
+        raise BadCapability(f"the guard of block {parent.db} does not let this capability read")
+    meta = device.pages.view(parent.page)
+    owned: dict[int, array[int]] = {}
+    for db, count, part in extents:
+        if part not in owned:
+            owned[part] = xtype.template.owns(meta, part)
+        if not udf.owns(owned[part], db, count):
+            raise NotOwned(f"partition {part} of block {parent.db} does not own {count} blocks at {db}")
+    if quarantined_only:
+        for db, count, _ in extents:
+            for block in range(db, db + count):
+                if device.get(block) is None:
+                    raise NotInCore(f"block {block} is not in the registry")
+    started = 0
+    for db, count, part in extents:
+        for block in range(db, db + count):
+            entry = device.get(block)
+            if entry is None:
+                entry = device.new_entry(block, None, access)
+                _adopt(device, entry, parent, part, udf.kind_of(owned[part], block))
+                try:
+                    page = device.pages.alloc(device.pages.arena(access))
+                except XokError:
+                    assert entry.xtype is not None
+                    entry.xtype.cached -= 1
+                    raise
+                _start(device, entry, page, pending)
+                started += 1
+                continue
+            if entry.flags & _QUARANTINE:
+                _leave_quarantine(device, entry, access)
+                _adopt(device, entry, parent, part, udf.kind_of(owned[part], block))
+                device.registry.publish(entry)
+            device.registry.touch(entry)
+            device.counters.add("registry_hits")
+            if entry.flags & _READING and pending is not None:
+                device.io.await_read(entry, pending)
+    return started
+
+
+def _adopt(device: Device, entry: Cached, parent: Cached, part: int, type_id: int) -> None:
+    """Type and parent of a block whose contents are the disk's: the pointer to it was written long ago, and metadata
+    that is not attached never leaves the registry."""
+    device.set_type(entry, device.type_of(type_id))
+    device.set_parent(entry, parent, part)
+    entry.flags |= _ATTACHED
+
+
+def _leave_quarantine(device: Device, entry: Cached, access: Access) -> None:
+    """Move the block to a page of the arena of those who may read it now."""
+    page = device.pages.alloc(device.pages.arena(access))
+    entry.flags &= ~_QUARANTINE
+    entry.access = access
+    if entry.flags & _READING:
+        entry.page = page  # the read lands in quarantine and is copied when it has ended
+    else:
+        device.pages.view(page)[:] = device.pages.view(entry.page)
+        device.pages.drop(entry.page)
+        entry.page = page
+    entry.writer = 0
+    device.registry.renew(entry)
+
+
+__all__ = ["NO_PAGE", "bind", "check_extents", "read_and_insert"]

@@ -1,0 +1,39 @@
+"""Calls that complete later than the crossing that submitted them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from xok_host.abi.errors import MediaError, XokError
+
+
+class Pending:
+    """One waiting call.  It completes when everything it holds is done; the first error counts.
+
+    `finish(pending)` is called then, once.  The maker holds it while it sets things up: `release` ends that.
+    """
+
+    __slots__ = ("data", "error", "finish", "held", "r0", "r1")
+
+    def __init__(self, finish: Callable[[Pending], None]) -> None:
+        self.finish = finish
+        self.held = 1
+        self.error: XokError | None = None
+        self.r0 = 0
+        self.r1 = 0
+        self.data = b""
+
+    def hold(self) -> None:
+        self.held += 1
+
+    def fail(self, error: XokError) -> None:
+        if self.error is None:
+            self.error = error
+
+    def release(self, errno: int = 0) -> None:
+        """One thing less to wait for; `errno` is the device's verdict on it."""
+        if errno:
+            self.fail(MediaError(f"the device reports error {errno}"))
+        self.held -= 1
+        if not self.held:
+            self.finish(self)

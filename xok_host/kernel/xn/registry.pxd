@@ -1,0 +1,38 @@
+# C-level declarations of registry.py: fields without a Python object behind each number.
+cimport cython
+
+
+cdef class Cached:
+    cdef public object device, xtype, access, child_access, parent, will_free
+    cdef public object memo, changed, taint, kids, fresh, waits, waiters, flights, deferred, readers
+    cdef public object lock_holders, lock_queue
+    cdef public unsigned long long db, key, page, landing, tree, parent_da, sequence, link_sequence
+    cdef public long index
+    cdef public unsigned int generation, type, flags, pins, writer, lock
+    cdef public int dirty, in_flight, written, durable, parent_sector, total_taint
+    cdef public bint linked, anchored, counted, dead, busy
+    cpdef become_metadata(self)
+    cpdef bint attached(self)
+    cpdef bint evictable(self)
+
+
+cdef class Registry:
+    cdef object _table
+    cdef unsigned int[::1] _words
+    cdef unsigned long long[::1] _quads
+    cdef public long nentries, nbuckets
+    cdef long _entries, _buckets
+    cdef public dict cached
+    cdef list _free
+    cdef public unsigned long long sequence
+    cdef _header(self)
+    cdef long _at(self, Cached entry)
+    cdef long _bucket(self, unsigned long long key)
+    cpdef object get(self, unsigned long long key)
+    cpdef touch(self, Cached entry)
+    cpdef bint full(self)
+    cpdef long room(self)
+    cpdef insert(self, Cached entry)
+    cpdef remove(self, Cached entry)
+    cpdef publish(self, Cached entry)
+    cpdef renew(self, Cached entry)

@@ -1,0 +1,12 @@
+# C-level declarations of txn.py.
+from xok_host.kernel.xn.device cimport Device
+from xok_host.kernel.xn.registry cimport Cached
+from xok_host.kernel.xn.shadow cimport Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.types cimport XnType
+
+
+cpdef run(Transaction t, bytes data)
+cdef parse(Transaction t, bytes data)
+cdef Shadow shadow_of(Transaction t, unsigned long long da)
+cdef Touched touch(Transaction t, Shadow shadow, unsigned int part)
+cdef write_bytes(Shadow shadow, unsigned int part, long offset, bytes data)

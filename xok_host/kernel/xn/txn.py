@@ -1,0 +1,239 @@
+"""TRANSACT: several operations over several blocks, verified on shadows, applied all or not at all (DESIGN 4).
+
+TXN-1  Nothing that an environment can see changes before everything was verified and every page was found.
+TXN-2  Bytes change only inside the partition that the operation names, or (NO_PARTITION) in none; discriminators only
+       by SET_TYPE.
+TXN-3  Over the partitions touched, what is owned grows by exactly the extents allocated and shrinks by exactly those
+       freed.  What one partition loses and another gains has moved.
+TXN-4  For every element, the change of its reference count is the change of the number of references to it.
+TXN-5  Allocated blocks were free; freed metadata owns, references and counts nothing any more.
+TXN-6  The order of writes that all this asks for is recorded with it (`order`).
+
+A partition is touched when an operation names it.  The other partitions cannot have changed (TXN-2 and TYPE-1).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cython
+
+from xok_host.abi.calls import MAX_OPS, MAX_VECTORS, OP_HEADER, VECTOR_HEADER, OpFlag, OpKind
+from xok_host.abi.errors import (
+    BadCall,
+    BadCapability,
+    BogusPartition,
+    LimitReached,
+    Locked,
+    NotFree,
+    NotInCore,
+    WouldCycle,
+    WrongType,
+    XokError,
+)
+from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, TYPE_XN_TYPE, Flag
+from xok_host.abi.views import LOCK_EXCLUSIVE
+from xok_host.kernel.xn import apply, plan, verify
+from xok_host.kernel.xn.shadow import MAX_ALLOC, NO_PARTITION, ZEROS, Move, Shadow, Touched, Transaction
+
+if TYPE_CHECKING:
+    from xok_host.kernel.xn.device import Device
+
+_META = int(Flag.META)
+_ROOT = int(Flag.ROOT)
+_MODIFY = int(OpKind.MODIFY)
+_FREE = int(OpKind.FREE)
+_PUBLISH = int(OpKind.PUBLISH)
+_SET_TYPE = int(OpKind.SET_TYPE)
+_ZERO = int(OpFlag.ZERO)
+_PAGES = int(OpFlag.PAGES)
+
+
+def run(t: Transaction, data: bytes) -> None:
+    """Carry out the operations in `data`, or raise; `t.at` is then the operation at fault, or their number."""
+    try:
+        parse(t, data)
+        t.at = t.nops
+        verify.modifications(t)
+        verify.question(t)
+        verify.ownership(t)
+        verify.references(t)
+        verify.frees(t)
+        plan.order_of(t)
+        apply.reserve(t)
+    except XokError as error:
+        if isinstance(error, WouldCycle):
+            t.kernel.counters.add("cycle_refusals")
+        for page in t.new_pages:
+            t.kernel.pages.drop(page)
+        for child in t.children.values():
+            assert child.xtype is not None
+            child.xtype.cached -= 1
+        raise
+    apply.apply(t)
+
+
+def parse(t: Transaction, data: bytes) -> None:
+    at = 0
+    size = len(data)
+    while at < size:
+        if t.nops == MAX_OPS:
+            raise BadCall(f"more than {MAX_OPS} operations in one transaction")
+        t.at = t.nops
+        if at + OP_HEADER.size > size:
+            raise BadCall(f"operation {t.nops} is cut short")
+        kind, flags, nvec, part, da, db, count, type_id, page = OP_HEADER.unpack_from(data, at)
+        at += OP_HEADER.size
+        if not _MODIFY <= kind <= _SET_TYPE or flags & ~(_ZERO | _PAGES):
+            raise BadCall(f"operation {t.nops} has unknown kind {kind} or flags {flags}")
+        if nvec > MAX_VECTORS:
+            raise BadCall(f"operation {t.nops} has {nvec} vectors, at most {MAX_VECTORS}")
+        if kind == _PUBLISH and root_data(t, da, db, count, page, nvec):
+            t.nops += 1
+            continue
+        shadow = shadow_of(t, da)
+        touched = touch(t, shadow, part)
+        for _ in range(nvec):
+            if at + VECTOR_HEADER.size > size:
+                raise BadCall(f"operation {t.nops} is cut short")
+            offset, nbytes = VECTOR_HEADER.unpack_from(data, at)
+            at += VECTOR_HEADER.size
+            if at + nbytes > size:
+                raise BadCall(f"operation {t.nops} is cut short")
+            write_bytes(shadow, part, offset, data[at : at + nbytes])
+            at += nbytes + -nbytes % 8
+        if kind == _SET_TYPE:
+            shadow.set_type = True
+        elif kind != _MODIFY:
+            name_extent(t, kind, touched, db, count, type_id, page, flags)
+        t.nops += 1
+    if not t.nops:
+        raise BadCall("a transaction without operations")
+
+
+def shadow_of(t: Transaction, da: cython.ulonglong) -> Shadow:
+    """The shadow of the block at `da`, made at first use after the checks that concern the block as a whole."""
+    shadow = t.shadows.get(da >> 12)
+    if shadow is not None:
+        return shadow
+    device = on_device(t, da)
+    child = t.children.get(da >> 12 & (1 << 44) - 1)
+    if child is not None:
+        shadow = Shadow(child, ZEROS, True)
+    else:
+        entry = device.metadata(da)
+        assert entry.access is not None
+        if t.capability not in entry.access.write:
+            raise BadCapability(f"the capability does not allow writing block {entry.db}")
+        # Sharers are asked before somebody gets the exclusive lock; what else is in the block need not be theirs.
+        if entry.lock == LOCK_EXCLUSIVE and t.env not in entry.lock_holders:
+            raise Locked(f"block {entry.db} is locked by another environment")
+        shadow = Shadow(entry, device.pages.view(entry.page), False)
+    t.shadows[da >> 12] = shadow
+    return shadow
+
+
+def on_device(t: Transaction, da: int) -> Device:
+    device = t.device
+    if device is None:
+        device = t.device = t.kernel.device(da >> 56)
+    elif device.number != da >> 56:
+        raise BadCall("one transaction, one device")
+    return device
+
+
+def touch(t: Transaction, shadow: Shadow, part: cython.uint) -> Touched | None:
+    if part == NO_PARTITION:
+        return None
+    touched = shadow.parts.get(part)
+    if touched is None:
+        xtype = shadow.entry.xtype
+        assert xtype is not None and xtype.template is not None
+        if part >= len(xtype.sector_of):
+            raise BogusPartition(f"{xtype.name} has partitions 0 to {len(xtype.sector_of) - 1}, not {part}")
+        touched = shadow.parts[part] = Touched(shadow, part, xtype.sector_of[part])
+        t.touched.append(touched)
+    return touched
+
+
+def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: bytes) -> None:
+    """TXN-2; discriminators are looked at when all bytes are there."""
+    end = offset + len(data)
+    if not data:
+        return
+    xtype = shadow.entry.xtype
+    assert xtype is not None and xtype.template is not None
+    if part == NO_PARTITION:
+        if end > BLOCK or any(
+            start < end and offset < start + length for regions in xtype.template.regions for start, length in regions
+        ):
+            raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not free of partitions")
+    else:
+        for start, length in xtype.template.regions[part]:
+            if start <= offset and end <= start + length:
+                break
+        else:
+            if xtype.template.partition_of(offset, len(data)) != part:
+                raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not in partition {part}")
+    shadow.bytes[offset:end] = data
+    first = offset // SECTOR
+    last = (end - 1) // SECTOR
+    shadow.changed |= (2 << last) - (1 << first)
+
+
+def name_extent(
+    t: Transaction, kind: int, touched: Touched | None, db: int, count: int, type_id: int, page: int, flags: int
+) -> None:
+    if touched is None:
+        raise BogusPartition("only a partition can own blocks")
+    device = t.device
+    assert device is not None
+    if not count or db + count > device.nblocks:
+        raise BadCall(f"{count} blocks at {db} are not on the disk")
+    move = Move(touched, db, count, type_id, page, flags)
+    if kind == _FREE:
+        t.frees.append(move)
+    elif kind == _PUBLISH:
+        t.publishes.append(move)
+    else:
+        if count > MAX_ALLOC:
+            raise LimitReached(f"{count} blocks in one allocation, at most {MAX_ALLOC}")
+        if not device.freemap.is_free(db, count):
+            raise NotFree(f"not all of {count} blocks at {db} are free")
+        if type_id == TYPE_XN_TYPE:
+            raise WrongType("types are made by type_import")
+        xtype = device.type_of(type_id)
+        if not xtype.data:
+            if flags & _PAGES:
+                raise BadCall("metadata starts as zeros; modify it in the same transaction")
+            if len(t.children) + count > MAX_ALLOC:
+                raise LimitReached(f"more than {MAX_ALLOC} blocks of metadata in one transaction")
+            access = device.access_to_children(touched.shadow.entry) if not touched.shadow.fresh else None
+            for block in range(db, db + count):
+                if block in t.children:
+                    raise NotFree(f"block {block} is allocated twice")
+                child = device.new_entry(block, xtype, access or device.quarantine.access)
+                child.tree = touched.shadow.entry.tree
+                t.children[block] = child
+        t.allocs.append(move)
+
+
+def root_data(t: Transaction, da: int, db: int, count: int, page: int, nvec: int) -> bool:
+    """PUBLISH into a root extent of plain data, which has no parent: `da` is the address of its first block."""
+    device = t.kernel.device(da >> 56)
+    entry = device.get(db)
+    if entry is None or not entry.flags & _ROOT or entry.flags & _META:
+        return False
+    if nvec:
+        raise BadCall("a root of plain data has no partitions to modify")
+    on_device(t, da)
+    for block in range(db, db + count):
+        root = device.get(block)
+        if root is None or not root.flags & _ROOT or root.parent_da != entry.parent_da:
+            raise NotInCore(f"block {block} is not a root's in core")
+        assert root.access is not None
+        if t.capability not in root.access.write:
+            raise BadCapability(f"the capability does not allow writing block {block}")
+    shadow = Shadow(entry, ZEROS, True)
+    t.publishes.append(Move(Touched(shadow, NO_PARTITION, 0), db, count, TYPE_XN_DB, page, 0))
+    return True

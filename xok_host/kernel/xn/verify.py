@@ -1,0 +1,340 @@
+"""The verification of a transaction (TXN-2 to TXN-5): UDFs are asked before and after, and the answers compared.
+
+What a partition's UDFs say of the present contents is remembered with the block (`Cached.memo`): owns is deterministic,
+so it need be asked again only when the bytes have changed (thesis 4.1).
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import cython
+
+from xok_host.abi.errors import BogusUpdate, Locked, NotInCore, RefcountWrong, Refused, UdfFailed, WrongType
+from xok_host.abi.types import Flag
+from xok_host.abi.views import LOCK_EXCLUSIVE
+from xok_host.kernel.xn import udf
+from xok_host.kernel.xn.registry import Cached
+from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.types import XnType
+
+UDF_BUDGET = 1 << 22
+"""Instructions that the UDFs of one transaction may execute."""
+
+_VALID = int(Flag.VALID)
+_NOT_ASKED = (EMPTY, EMPTY, EMPTY)
+
+
+def modifications(t: Transaction) -> None:
+    """Discriminators, `acl`, and a guard that would change what children may be read by."""
+    shadow: Shadow
+    xtype: XnType
+    for shadow in t.shadows.values():
+        xtype = shadow.entry.xtype
+        if not shadow.changed:
+            continue
+        template = xtype.template
+        if template.discriminators and not shadow.set_type:
+            for start, length in template.discriminators:
+                if shadow.bytes[start : start + length] != shadow.before[start : start + length]:
+                    raise BogusUpdate(f"bytes {start} to {start + length} are a discriminator: use set_type")
+        if xtype.has_acl:
+            for part in shadow.parts:
+                if not template.approves(shadow.before, shadow.bytes, part, t.capability, t.now):
+                    raise Refused(f"acl of {xtype.name}, partition {part}")
+        if not xtype.guard_constant and not shadow.fresh:
+            check_guard(t, shadow)
+
+
+def check_guard(t: Transaction, shadow: Shadow) -> None:
+    """A guard may change only while nothing that it guards is in core: bindings would outlive it."""
+    entry, device = shadow.entry, t.device
+    template = entry.xtype.template
+    if template.guard(shadow.before, entry.tree) == template.guard(shadow.bytes, entry.tree):
+        return
+    for db, count, _ in udf.extents(template.owns_all(shadow.before)):
+        for block in range(db, db + min(count, MAX_ALLOC)):
+            if device.get(block) is not None:
+                raise Locked(f"block {block}, which the guard of block {entry.db} guards, is in core: delete_attr it")
+
+
+def remembered(touched: Touched) -> tuple[array[int], array[int], array[int]]:
+    """What the partition's UDFs say of the block before the transaction: (owns, refs, refcnt)."""
+    shadow = touched.shadow
+    if shadow.fresh:
+        return _NOT_ASKED  # all zeros: TMPL-3
+    memo = shadow.entry.memo
+    said = memo.get(touched.part)
+    if said is None:
+        said = memo[touched.part] = ask(shadow.entry, shadow.before, touched.part)
+    return said
+
+
+def ask(entry: Cached, meta: bytes | bytearray | memoryview, part: int) -> tuple[array[int], array[int], array[int]]:
+    """(owns, canonical; refs; refcnt) of a partition.  Raises UdfFailed."""
+    xtype: XnType = entry.xtype
+    da = entry.key << 12
+    owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, da))
+    references = counts = EMPTY
+    if xtype.references_program is not None:
+        references = xtype.ask(xtype.references_program, meta, part, da)
+    if xtype.counts_program is not None:
+        counts = xtype.ask(xtype.counts_program, meta, part, da)
+        check_counts(xtype, counts, part, da)
+    return owned, references, counts
+
+
+def check_counts(xtype: XnType, counts: array[int], part: int, da: cython.ulonglong) -> None:
+    """A count belongs to the bytes that hold it: every element lies in the partition, and is counted once."""
+    edges: cython.ulonglong[::1] = xtype.windows[part]
+    v: cython.ulonglong[::1] = counts
+    nedges: cython.Py_ssize_t = len(xtype.windows[part])
+    n: cython.Py_ssize_t = len(counts)
+    i: cython.Py_ssize_t
+    k: cython.Py_ssize_t
+    ascending: cython.bint = True
+    for i in range(0, n, 3):
+        for k in range(0, nedges, 2):
+            if v[i] >= da + edges[k] and v[i] < da + edges[k + 1]:
+                break
+        else:
+            raise UdfFailed(f"refcnt counts {v[i]:#x}, which is outside partition {part}")
+        ascending = ascending and (i == 0 or v[i] > v[i - 3])
+    if not ascending and 3 * len(set(counts[0::3])) != n:
+        raise UdfFailed("refcnt gives one element two counts")
+
+
+def one_more(before: array[int], after: array[int]) -> cython.Py_ssize_t:
+    """Where in `after` the one triple stands that `before` has not; -1 if they differ in any other way."""
+    n: cython.Py_ssize_t = len(before)
+    i: cython.Py_ssize_t
+    k: cython.Py_ssize_t
+    if len(after) != n + 3:
+        return -1
+    if n == 0:
+        return 0
+    old: cython.ulonglong[::1] = before
+    new: cython.ulonglong[::1] = after
+    i = 0
+    while i < n and old[i] == new[i] and old[i + 1] == new[i + 1] and old[i + 2] == new[i + 2]:
+        i += 3
+    for k in range(i, n):
+        if old[k] != new[k + 3]:
+            return -1
+    return i
+
+
+def question(t: Transaction) -> None:
+    """Ask the UDFs of every partition touched; the answers are left in it."""
+    touched: Touched
+    for touched in t.touched:
+        shadow = touched.shadow
+        said = remembered(touched)
+        touched.before = said[0]
+        if not shadow.changed >> touched.sector & 1:
+            touched.after, touched.references, touched.counts = said
+            continue
+        touched.after, touched.references, touched.counts = ask(shadow.entry, shadow.bytes, touched.part)
+    charge(t)
+
+
+def charge(t: Transaction) -> None:
+    """Count what the UDFs have taken.  Raises UdfFailed when it is too much for one transaction."""
+    spent = 0
+    runs = 0
+    shadow: Shadow
+    xtype: XnType
+    for shadow in t.shadows.values():
+        xtype = shadow.entry.xtype
+        spent += xtype.spent
+        runs += xtype.runs
+        xtype.spent = xtype.runs = 0
+    t.spent = spent
+    counters = t.kernel.counters
+    counters.add("udf_instructions", spent)
+    counters.add("udf_runs", runs)
+    if spent > UDF_BUDGET:
+        raise UdfFailed(f"the transaction's UDFs take more than {UDF_BUDGET} instructions")
+
+
+def ownership(t: Transaction) -> None:
+    """TXN-3 and TXN-5 (allocation)."""
+    touched: Touched
+    move: Move
+    changed: cython.int = 0
+    last: Touched | None = None
+    for touched in t.touched:
+        if touched.after is touched.before or touched.after == touched.before:
+            continue
+        at: cython.Py_ssize_t = one_more(touched.before, touched.after)
+        if at >= 0:
+            gained, lost = touched.after[at : at + 3], EMPTY
+        else:
+            gained, lost = udf.difference(touched.before, touched.after)
+        if touched.shadow.set_type:
+            raise BogusUpdate(f"set_type changes what partition {touched.part} of block {touched.shadow.entry.db} owns")
+        touched.gained = gained if gained else None
+        touched.lost = lost if lost else None
+        changed += 1
+        last = touched
+    if not changed and not t.allocs and not t.frees:
+        return
+    if changed == 1 and len(t.allocs) == 1 and not t.frees:
+        # The commonest case of all: one extent, one pointer.
+        move = t.allocs[0]
+        assert last is not None
+        gained = last.gained
+        if (
+            move.touched is last
+            and last.lost is None
+            and len(gained) == 3
+            and gained[0] == move.db
+            and gained[1] == move.count
+            and gained[2] == move.type
+        ):
+            return
+    compare(t)
+
+
+def compare(t: Transaction) -> None:
+    """All that was gained and lost against all that is allocated and freed."""
+    touched: Touched
+    move: Move
+    gained_all = array("Q")
+    lost_all = array("Q")
+    for touched in t.touched:
+        if touched.gained is not None:
+            gained_all += touched.gained
+        if touched.lost is not None:
+            lost_all += touched.lost
+    gained_all = udf.canonical(gained_all)
+    lost_all = udf.canonical(lost_all)
+    if gained_all and lost_all and udf.intersect(gained_all, lost_all):
+        grown, shrunk = udf.difference(lost_all, gained_all)
+        find_moves(t)
+    else:
+        grown, shrunk = gained_all, lost_all
+    if grown != extents(t.allocs):
+        raise BogusUpdate(f"owns grows by {udf.extents(grown)}, not by what is allocated")
+    if shrunk != extents(t.frees):
+        raise BogusUpdate(f"owns shrinks by {udf.extents(shrunk)}, not by what is freed")
+    for move in t.allocs:
+        if move.touched.gained is None or not udf.owns(move.touched.gained, move.db, move.count, move.type):
+            raise BogusUpdate(f"{move.count} blocks at {move.db} are not gained by the partition named")
+    for move in t.frees:
+        if move.touched.lost is None or not udf.owns(move.touched.lost, move.db, move.count, move.type):
+            raise BogusUpdate(f"{move.count} blocks at {move.db} are not lost by the partition named")
+
+
+def extents(moves: list[Move]) -> array[int]:
+    """The extents that operations name, as a canonical set; a FREE without type takes what the block is."""
+    flat = array("Q")
+    move: Move
+    for move in moves:
+        if not move.type and move.touched.lost is not None:
+            move.type = udf.kind_of(move.touched.lost, move.db)
+        if not move.type:
+            raise BogusUpdate(f"{move.count} blocks at {move.db} have no type")
+        flat.extend((move.db, move.count, move.type))
+    return udf.canonical(flat)
+
+
+def find_moves(t: Transaction) -> None:
+    """Which partition lost what another gained."""
+    for gainer in t.touched:
+        if gainer.gained is None:
+            continue
+        for loser in t.touched:
+            if loser is gainer or loser.lost is None:
+                continue
+            for db, count, _ in common(gainer.gained, loser.lost):
+                t.moved.append((loser, gainer, db, count))
+
+
+def references(t: Transaction) -> None:
+    """TXN-4, and who waits for whom on that account (ORDER-5)."""
+    changes: dict[int, list[tuple[int, Touched]]] = {}
+    counts: dict[int, tuple[int, Touched]] = {}
+    touched: Touched
+    for touched in t.touched:
+        if not touched.shadow.changed >> touched.sector & 1:
+            continue
+        _, old_references, old_counts = remembered(touched)
+        if touched.references is not old_references and touched.references != old_references:
+            at: cython.Py_ssize_t = one_more(old_references, touched.references)
+            count: cython.Py_ssize_t = one_more(old_counts, touched.counts)
+            if at >= 0 and count >= 0:
+                # A new element with its first reference, in one partition: durable together.
+                if touched.references[at] == touched.counts[count] and touched.counts[count + 1] == 1:
+                    continue
+            for target, delta in udf.reference_changes(old_references, touched.references):
+                changes.setdefault(target, []).append((delta, touched))
+        if touched.counts is not old_counts and touched.counts != old_counts:
+            for target, old, new in udf.count_changes(old_counts, touched.counts):
+                counts[target] = (new - old, touched)
+    for target, parts in changes.items():
+        delta, counter = counts.pop(target, (0, parts[0][1]))
+        if len(parts) == 1 and parts[0] == (delta, counter):
+            continue  # name and count in one partition: they become durable together
+        balance(t, target, parts, delta, counter)
+    if counts:
+        target = min(counts)
+        raise RefcountWrong(f"element {target:#x}: its count changes by {counts[target][0]}, references do not")
+
+
+def balance(t: Transaction, target: int, parts: list[tuple[int, Touched]], delta: int, counter: Touched) -> None:
+    """One element: its count, in `counter`, changes by `delta`; `parts` are the changes of references to it."""
+    total = sum(change for change, _ in parts)
+    if total != delta:
+        raise RefcountWrong(f"element {target:#x}: references change by {total}, its count by {delta}")
+    gainers = [touched for change, touched in parts if change > 0]
+    losers = [touched for change, touched in parts if change < 0]
+    for gainer in gainers:
+        if delta > 0:
+            after(t, gainer, counter)
+        for loser in losers:
+            after(t, gainer, loser)
+    if delta < 0:
+        for loser in losers:
+            after(t, counter, loser)
+
+
+def after(t: Transaction, later: Touched, earlier: Touched) -> None:
+    if later.shadow is not earlier.shadow or later.sector != earlier.sector:
+        t.reference_order.append((later, earlier))
+
+
+def frees(t: Transaction) -> None:
+    """TXN-5: freed metadata must be in core and empty."""
+    device = t.device
+    for move in t.frees:
+        xtype = device.types.get(move.type)
+        if xtype is None:
+            raise WrongType(f"type {move.type} is not in use")
+        if xtype.data:
+            continue
+        for db in range(move.db, move.db + move.count):
+            entry = device.get(db)
+            if entry is None or not entry.flags & _VALID:
+                raise NotInCore(f"block {db} is freed, and must be in core to see that it is empty")
+            if entry.lock == LOCK_EXCLUSIVE and t.env not in entry.lock_holders:
+                raise Locked(f"block {db} is locked by another environment")
+            shadow = t.shadows.get(entry.key)
+            meta = shadow.bytes if shadow is not None else device.pages.view(entry.page)
+            for part in range(xtype.nparts):
+                owned, references, counts = ask(entry, meta, part)
+                if owned:
+                    raise BogusUpdate(f"block {db} is freed, but its partition {part} still owns blocks")
+                if references or any(counts[1::3]):
+                    raise RefcountWrong(f"block {db} is freed, but references from or to partition {part} remain")
+
+
+def common(left: array[int], right: array[int]) -> list[tuple[int, int, int]]:
+    """The blocks that two canonical sets share, with the type in the first."""
+    out = []
+    for db, count, kind in udf.extents(left):
+        for other, length, _ in udf.extents(right):
+            start, end = max(db, other), min(db + count, other + length)
+            if start < end:
+                out.append((start, end - start, kind))
+    return out
