@@ -161,7 +161,7 @@ def test_the_application_aborts(server: TapServer) -> None:
         connection.sendall(b"x")
         with pytest.raises(ConnectionResetError):
             connection.recv(10)
-    assert server.statistics()["connections"] == 1
+    wait_for(server, lambda found: found["connections"] == 1)
 
 
 def test_the_host_aborts(server: TapServer) -> None:
