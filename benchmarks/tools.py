@@ -20,10 +20,17 @@ class BenchmarkFailure(Exception):
     """Something that is measured did not start, or answered wrongly; the message says what."""
 
 
+LONGEST = 120
+"""Seconds that one command may take before the benchmark gives up and says which it was."""
+
+
 def run(*command: str | Path, check: bool = True, env: Mapping[str, str] | None = None) -> str:
     """Output of a command. Raises BenchmarkFailure with what it printed."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        raise BenchmarkFailure(f"{' '.join(words)} did not end within {LONGEST} s") from None
     if check and done.returncode:
         raise BenchmarkFailure(f"{' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}".strip())
     return done.stdout

@@ -8,6 +8,7 @@
 // is kept. There is only the state that streaming needs, by client port: no timers, no retransmission, no file.
 // A request must arrive in one segment and is not pipelined; load generators on the same machine do just that.
 #include <arpa/inet.h>
+#include <errno.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -67,6 +68,7 @@ static void emit(const uint8_t *e, uint32_t seq, uint32_t ack, uint8_t flags, co
     if (length > MSS) { offload->gso_type = VIRTIO_NET_HDR_GSO_TCPV4; offload->gso_size = MSS; }
     struct iovec pieces[2] = {{out, VNET + ETH + IP + TCP + options}, {(void *)data, length}};
     while (writev(queue, pieces, length ? 2 : 1) < 0) {
+        if (errno != EAGAIN && errno != EINTR) { perror("canned: write"); exit(1); }
         struct pollfd p = {queue, POLLOUT, 0};
         poll(&p, 1, 10);
     }
@@ -121,6 +123,7 @@ static void segment(uint8_t *e) {
         emit(e, 0, seq + 1, SYN | ACK, 0, 0);
         return;
     }
+    if ((int32_t)(c->next + c->fin_sent - acked) < 0) return;  // of the connection that had this port before
     uint32_t expect = seq + length + (flags & FIN), window = (uint32_t)get16(tcp + 14) << c->shift;
     if (length && c->next == c->end && !c->fin_sent) request(c, tcp + header, length);
     if (c->next == c->end) {
@@ -154,6 +157,7 @@ int main(int c, char **v) {
     for (;;) {
         int n = read(queue, frame, sizeof frame - 1);
         if (n < 0) {
+            if (errno != EAGAIN && errno != EINTR) { perror("canned: read"); exit(1); }
             struct pollfd p = {queue, POLLIN, 0};
             poll(&p, 1, -1);
             continue;
