@@ -12,7 +12,7 @@ from types import ModuleType
 from xok_host.abi.errors import BadCall, XokError
 from xok_host.cli import exits
 
-COMMANDS = ("demo", "format", "up", "mkfs", "list", "mount", "umount", "serve", "run", "status", "check", "down")
+COMMANDS = ("demo", "format", "up", "mkfs", "list", "mount", "umount", "serve", "run", "status", "check", "udf", "down")
 """Each is a module here with HELP, `configure(parser)` and `run(options) -> exit status`."""
 
 DESCRIPTION = "An exokernel: xokd protects disk, memory and network; library operating systems manage them."

@@ -217,7 +217,7 @@ def _reverse(value: cython.ulonglong, width: cython.int) -> cython.ulonglong:
     return out
 
 
-def _verify(code: bytes) -> list[Instruction]:
+def verify(code: bytes) -> list[Instruction]:
     """The decoded program, or BadProgram: everything that can be checked without running it."""
     if len(code) > 8 * MAX_INSTRUCTIONS:
         raise BadProgram(f"{len(code) // 8} slots, at most {MAX_INSTRUCTIONS}")
@@ -253,7 +253,7 @@ class _Decoder:
     """Turns verified instructions into steps and a table of constants."""
 
     def __init__(self, code: bytes) -> None:
-        self.instructions = _verify(code)
+        self.instructions = verify(code)
         self.constants: dict[int, int] = {}
         self.helpers: set[int] = set()
         self.steps: list[_PureStep] = []

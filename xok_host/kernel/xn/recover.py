@@ -186,20 +186,26 @@ class _Walk:
                 self._report.over_counts.append((root, target, count, references))
 
 
-def reconstruct(read_block: ReadBlock, nblocks: int) -> Report:
-    """Read the whole of what the catalogue leads to.  Raises BadDisk when the superblock or catalogue is lost."""
+def read_catalogue(read_block: ReadBlock, nblocks: int) -> tuple[Superblock, Catalogue]:
+    """Superblock and catalogue of a disk.  Raises BadDisk when either is lost."""
     superblock = newest(read_block(0), read_block(nblocks - 1))
     expected = layout(nblocks, bytes(16), TYPE_FIRST_LIBFS)
     if superblock.nblocks != nblocks or superblock.first != expected.first:
         raise BadDisk(f"it was formatted with {superblock.nblocks} blocks and has {nblocks}")
     catalogue = Catalogue(superblock)
-    bits = bytearray(superblock.freemap_blocks * SECTORS * BYTES_PER_SECTOR)
-    reserve(bits, superblock)
-    report = Report(superblock, catalogue, bits, superblock.clean)
     for index in range(superblock.catalogue_blocks):
         raw = read_block(superblock.catalogue + index)
         for sector in range(SECTORS):
             catalogue.load_sector(index * SECTORS + sector, raw[sector * SECTOR : sector * SECTOR + SECTOR])
+    return superblock, catalogue
+
+
+def reconstruct(read_block: ReadBlock, nblocks: int) -> Report:
+    """Read the whole of what the catalogue leads to.  Raises BadDisk when the superblock or catalogue is lost."""
+    superblock, catalogue = read_catalogue(read_block, nblocks)
+    bits = bytearray(superblock.freemap_blocks * SECTORS * BYTES_PER_SECTOR)
+    reserve(bits, superblock)
+    report = Report(superblock, catalogue, bits, superblock.clean)
     _Walk(read_block, report).run()
     _compare_maps(read_block, report)
     return report

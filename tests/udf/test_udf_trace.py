@@ -1,0 +1,120 @@
+"""The slow, open interpreter (TRACE-1): what it says is what XN's own says, fault for fault."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xok_host.abi.ebpf import OPCODES, R0, R1, R2, R3, R6, R10, Assembler, Instruction, Opcode
+from xok_host.abi.udf import META, STACK_BASE, Function, load
+from xok_host.kernel.xn.interp import Program, UdfFault
+from xok_host.kernel.xn.trace import trace
+
+EDGES = (0, 1, 7, 63, 64, 0x80, 0x8000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, 1 << 63, (1 << 64) - 13)
+
+
+def both(code: bytes, meta: bytes = b"", part: int = 0, **how: Any) -> Any:
+    """Run with both; gives the trace, after comparing everything that there is to compare."""
+    program = Program(code)
+    slow = trace(program, meta, part, **how)
+    try:
+        r0, output = program.run(meta, part, **how)
+    except UdfFault as fault:
+        assert slow.fault is not None and (slow.fault.reason, slow.fault.number) == (fault.reason, fault.pc)
+    else:
+        assert slow.fault is None and (slow.r0, slow.output) == (r0, output)
+    assert slow.executed == program.executed
+    return slow
+
+
+@pytest.mark.parametrize("opcode", [o for o in OPCODES.values() if o.udf], ids=lambda o: f"{o.name}-{o.form}")
+def test_every_instruction(opcode: Opcode) -> None:
+    variants = [0] if opcode.form in ("load", "store_k", "store_x") else list(opcode.offsets)
+    immediates = {"swap": (16, 32, 64), "alu_k": (0, 1, -1, 31, -0x80000000), "branch_k": (0, -1, 1 << 30)}
+    immediates |= {"call": (1, 2, 3), "store_k": (-2,)}
+    registers = opcode.form in ("alu_x", "branch_x", "store_x")
+    for variant in variants:
+        for imm in immediates.get(opcode.form, (0,)):
+            for a in EDGES:
+                for b in EDGES if registers else (5,):
+                    asm = Assembler()
+                    asm.wide(R1, STACK_BASE + 8 if opcode.form.startswith("store") else a)
+                    asm.wide(R2, b)
+                    source = {"load": 10}.get(opcode.form, 2 if registers else 0)
+                    if opcode.form in ("jump_long", "exit", "call"):
+                        asm.add(Instruction(opcode.code, imm=imm))
+                    elif opcode.form == "jump":
+                        asm.add(Instruction(opcode.code))
+                    else:
+                        place = -8 if opcode.form == "load" else variant
+                        asm.add(Instruction(opcode.code, 1, source, place, imm))
+                    if opcode.form.startswith("branch"):
+                        asm.mov(R0, 1)
+                    asm.load(R3, R10, -504, 8)
+                    asm.call(1)
+                    asm.exit()
+                    both(asm.finish())
+
+
+WORDS = st.sampled_from([o for o in OPCODES.values() if o.udf and o.form != "wide"])
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> bytes:
+    """Any verified program at all: mostly it faults, which is half of the point."""
+    count = draw(st.integers(1, 12))
+    asm = Assembler()
+    asm.mov(R6, R1)
+    for at in range(count):
+        opcode = draw(WORDS)
+        form = opcode.form
+        dst = draw(st.integers(0, 9)) if form not in ("jump", "jump_long", "call", "exit") else 0
+        src = draw(st.integers(0, 10)) if form in ("alu_x", "branch_x", "load", "store_x") else 0
+        offset = draw(st.sampled_from(opcode.offsets))
+        imm = 0
+        if form in ("branch_k", "branch_x", "jump"):
+            offset = draw(st.integers(-at - 2, count - at))
+        elif form in ("load", "store_k", "store_x"):
+            offset = draw(st.integers(-16, 40))
+        if form in ("alu_k", "branch_k", "store_k"):
+            imm = draw(st.integers(-(1 << 31), (1 << 31) - 1) | st.integers(-2, 2))
+        elif form == "jump_long":
+            imm = draw(st.integers(-at - 2, count - at))
+        elif form == "swap":
+            imm = draw(st.sampled_from((16, 32, 64)))
+        elif form == "call":
+            imm = draw(st.integers(1, 3))
+        asm.add(Instruction(opcode.code, dst, src, offset, imm))
+    asm.exit()
+    asm.exit()
+    return asm.finish()
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(programs(), st.binary(max_size=40), st.integers(0, 8), st.booleans())
+def test_any_program(code: bytes, meta: bytes, part: int, narrow: bool) -> None:
+    windows = array("Q", [2, 9, 11, 30]) if narrow else None
+    both(code, meta, part, r4=7, r5=1 << 63, budget=300, max_out=5, windows=windows, new=meta[::-1])
+
+
+def test_what_was_read() -> None:
+    f = Function()
+    f.emit(load(META + 4, 2), load(META + 5, 4), load(META + 20, 1))
+    slow = both(f.finish(), bytes(32))
+    assert slow.bytes_read() == [(4, 9), (20, 21)] and slow.bytes_read("NEW") == []
+    assert [read[:3] for read in slow.reads] == [("META", 4, 2), ("META", 5, 4), ("META", 20, 1)]
+
+
+def test_a_fault_says_where_and_why() -> None:
+    f = Function()
+    f.emit(1 << 40, load(META + 512, 8), 0)
+    slow = both(f.finish(), bytes(4096), windows=array("Q", [0, 512]))
+    assert "8 bytes at META+512, but it may see 0 to 511" in str(slow.fault)
+    assert "at slot 4" in str(slow.fault)  # the wide constant takes two slots
+    f = Function()
+    f.store(META, 1, 4)
+    assert "4 bytes at META+0" in str(both(f.finish()).fault)
