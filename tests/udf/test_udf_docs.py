@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from xok_host.abi import ebpf, template, udf
+from xok_host.abi import ebpf, method, template, udf
 
 PAGE = Path(__file__).parents[2] / "docs" / "udf.md"
 GENERATED = {
     "template": template.HEADER.format_page() + "\n" + template.RANGE.format_page(),
     "instructions": ebpf.format_page(),
+    "method": method.CONTEXT_HEADER.format_page() + "\n" + method.WITNESS.format_page(),
 }
 
 
@@ -31,7 +32,8 @@ def test_tables_are_current() -> None:
 
 
 def test_numbers_are_the_bounds() -> None:
-    from xok_host.kernel.xn import interp
+    from xok_host.abi import calls
+    from xok_host.kernel.xn import interp, methods
     from xok_host.kernel.xn import template as accepted
 
     text = " ".join(PAGE.read_text().split())
@@ -40,6 +42,8 @@ def test_numbers_are_the_bounds() -> None:
         (interp.MAX_CONSTANTS, "{} different constants"),
         (interp.BUDGET, "{} instructions a run"),
         (interp.MAX_OUTPUT, "{} elements of output"),
+        (methods.METHOD_BUDGET, "{} instructions a run, all"),
+        (calls.MAX_WITNESSES, "at most {}; they are shown"),
         (accepted.MAX_REGIONS, "{} regions from `access`"),
         (accepted.MAX_GUARDS, "{} capabilities from `guard`"),
         (accepted.IMPORT_BUDGET, "{} instructions for all runs of an import"),
@@ -49,7 +53,7 @@ def test_numbers_are_the_bounds() -> None:
         (template.VERSION, "Version {}, "),
     ):
         assert phrase.format(f"{number:,}") in text, phrase
-    for address in (udf.META_BASE, udf.STACK_BASE, udf.NEW_BASE):
+    for address in (udf.META_BASE, udf.STACK_BASE, udf.NEW_BASE, udf.CONTEXT_BASE):
         assert f"`0x{address >> 32:x}_0000_0000`" in text
 
 

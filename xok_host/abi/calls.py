@@ -66,6 +66,8 @@ class OpKind(IntEnum):
     """Give owned data blocks new contents: pages of the caller's own arena."""
     SET_TYPE = 5
     """Change a union's discriminator (4.2): what it owns stays as it is."""
+    WITNESS = 6
+    """Show a block to the protected methods (6.4) of the blocks that the transaction changes; it needs READ."""
 
 
 class OpFlag(IntFlag):
@@ -102,6 +104,8 @@ EXTENT = struct.Struct("<QII")
 
 MAX_OPS = 64
 """Operations in one transaction."""
+MAX_WITNESSES = 32
+"""Blocks that one transaction may show to protected methods."""
 MAX_VECTORS = 64
 """Vectors in one operation."""
 MAX_EXTENTS = 1024

@@ -16,6 +16,7 @@ What the programs are given and give:
 | refcnt | partition | 0 | da | emit(da of element, count, 0) for every countable element |
 | guard | 0 | tree's capability | 0 | emit_cap(capability, rights) |
 | acl | partition | caller's capability | time, ns | r0 not zero approves; META is before, NEW after |
+| method | partition | caller's capability | time, ns | as acl, with witnesses at CONTEXT (`xok_host.abi.method`) |
 | size | 0 | 0 | 0 | r0: blocks; META is the first block alone |
 
 r1 is META, r2 the bytes shown there.  `da` is the disk address of the instance's first byte.
@@ -39,7 +40,7 @@ MAX_BYTES = 4 * BLOCK
 """Largest packed template."""
 MAX_DISCRIMINATORS = 64
 
-PROGRAMS = ("access", "owns", "refs", "refcnt", "guard", "acl", "size")
+PROGRAMS = ("access", "owns", "refs", "refcnt", "guard", "acl", "size", "method")
 """In the order of the header's program table."""
 
 
@@ -92,6 +93,7 @@ class Template:
     guard: bytes = b""
     acl: bytes = b""
     size: bytes = b""
+    method: bytes = b""
 
     def pack(self) -> bytes:
         """The bytes for the type catalogue.  Raises BadTemplate for what the format cannot hold."""

@@ -16,7 +16,8 @@ ends.  Variables sit in r6–r9 and then on the stack, so make the hottest first
 combine with `&`, `|` and `~` and are evaluated only as far as needed.
 
 What a UDF is given: the instance's bytes at META, and the inputs `f.length`, `f.part`, `f.tree` (r4) and `f.address`
-(r5); `acl` also sees the proposed bytes at NEW.  What it gives: `f.emit…` and the value of `f.return_`.
+(r5); `acl` and `method` also see the proposed bytes at NEW, and `method` other blocks at CONTEXT.  What it gives:
+`f.emit…` and the value of `f.return_`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ META_BASE = 0x1_0000_0000
 """The instance's bytes, read only."""
 STACK_BASE = 0x2_0000_0000
 NEW_BASE = 0x3_0000_0000
-"""The proposed bytes, read only; `acl` alone sees them."""
+"""The proposed bytes, read only; `acl` and `method` alone see them."""
+CONTEXT_BASE = 0x4_0000_0000
+"""What a `method` is told besides (`xok_host.abi.method`), read only."""
 STACK_BYTES = 512
 
 # Helpers, numbers in `call`
@@ -203,6 +206,7 @@ class Not(Cond):
 
 META = Const(META_BASE)
 NEW = Const(NEW_BASE)
+CONTEXT = Const(CONTEXT_BASE)
 
 
 def load(address: Operand, width: int) -> Expr:

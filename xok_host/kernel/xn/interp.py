@@ -5,7 +5,7 @@ INTERP-1  A run depends on nothing but the program, the bytes it is shown, and i
           stack start at fixed values, addresses are constants, there is no clock and no state between runs.
 INTERP-2  A run ends: each instruction counts against a budget.
 INTERP-3  A run reads only what it is shown: META (or the windows of META that the caller allows), its stack, and NEW
-          if there is one.  It writes only to its stack.
+          and CONTEXT if there are such.  It writes only to its stack.
 INTERP-4  A run yields at most `max_out` elements of three 64-bit integers.
 INTERP-5  Compiled and uncompiled, every program gives the same results and the same faults at the same instruction.
 
@@ -344,6 +344,7 @@ class Program:
         part: int = 0,
         *,
         new: bytes | bytearray | memoryview | None = None,
+        context: bytes | bytearray | memoryview | None = None,
         r4: int = 0,
         r5: int = 0,
         budget: int = BUDGET,
@@ -355,7 +356,7 @@ class Program:
         `windows` restricts META: (first, past last) byte offsets as pairs in an array('Q'); None shows all of it.
         """
         self.executed = 0
-        self._start(_FIRST, meta, part, new, r4, r5, budget, max_out, windows)
+        self._start(_FIRST, meta, part, new, context, r4, r5, budget, max_out, windows)
         words = memoryview(_FIRST).cast("Q")
         flat = words[: 3 * self._count].tolist()
         return self._r0, list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
@@ -366,6 +367,7 @@ class Program:
         part: int = 0,
         *,
         new: bytes | bytearray | memoryview | None = None,
+        context: bytes | bytearray | memoryview | None = None,
         r4: int = 0,
         r5: int = 0,
         budget: int = BUDGET,
@@ -374,7 +376,7 @@ class Program:
     ) -> array[int]:
         """As `run`, but the elements come as one array('Q') of (block, count, type) triples."""
         self.executed = 0
-        self._start(_FIRST, meta, part, new, r4, r5, budget, max_out, windows)
+        self._start(_FIRST, meta, part, new, context, r4, r5, budget, max_out, windows)
         if cython.compiled:
             out = cython.declare(
                 carray.array, carray.clone(cython.cast(carray.array, _NO_WORDS), 3 * self._count, False)
@@ -398,10 +400,10 @@ class Program:
     ) -> bool:
         """Whether both instances make the program emit the identical sequence and return the same r0."""
         self.executed = 0
-        self._start(_FIRST, before, part, None, r4, r5, budget, max_out, windows)
+        self._start(_FIRST, before, part, None, None, r4, r5, budget, max_out, windows)
         count: cython.int = self._count
         r0: cython.ulonglong = self._r0
-        self._start(_SECOND, after, part, None, r4, r5, budget, max_out, windows)
+        self._start(_SECOND, after, part, None, None, r4, r5, budget, max_out, windows)
         if count != self._count or r0 != self._r0:
             return False
         if cython.compiled:
@@ -422,6 +424,7 @@ class Program:
         meta: Any,
         part: cython.ulonglong,
         new: Any,
+        context: Any,
         r4: cython.ulonglong,
         r5: cython.ulonglong,
         budget: cython.longlong,
@@ -437,6 +440,7 @@ class Program:
             first = cython.declare("Py_buffer")
             second = cython.declare("Py_buffer")
             third = cython.declare("Py_buffer")
+            fourth = cython.declare("Py_buffer")
             try:
                 PyObject_GetBuffer(meta, cython.address(first), PyBUF_SIMPLE)
                 held = 1
@@ -444,12 +448,16 @@ class Program:
                 held = 2
                 PyObject_GetBuffer(_NOTHING if windows is None else windows, cython.address(third), PyBUF_SIMPLE)
                 held = 3
+                PyObject_GetBuffer(_NOTHING if context is None else context, cython.address(fourth), PyBUF_SIMPLE)
+                held = 4
                 reason = self._loop(
                     cython.cast(cython.p_ulonglong, cython.cast(cython.p_char, out)),
                     cython.cast(cython.p_uchar, first.buf),
                     first.len,
                     cython.cast(cython.p_uchar, second.buf),
                     0 if new is None else second.len,
+                    cython.cast(cython.p_uchar, fourth.buf),
+                    0 if context is None else fourth.len,
                     cython.cast(cython.p_ulonglong, third.buf),
                     -1 if windows is None else third.len // 16,
                     part,
@@ -465,15 +473,20 @@ class Program:
                     PyBuffer_Release(cython.address(second))
                 if held > 2:
                     PyBuffer_Release(cython.address(third))
+                if held > 3:
+                    PyBuffer_Release(cython.address(fourth))
         else:
             view = memoryview(meta).cast("B")
             proposed = memoryview(_NOTHING if new is None else new).cast("B")
+            shown = memoryview(_NOTHING if context is None else context).cast("B")
             reason = self._loop(
                 memoryview(out).cast("Q"),
                 view,
                 len(view),
                 proposed,
                 0 if new is None else len(proposed),
+                shown,
+                0 if context is None else len(shown),
                 windows,
                 -1 if windows is None else len(windows) // 2,
                 part & _M64,
@@ -494,6 +507,8 @@ class Program:
         meta_length: cython.ulonglong,
         new: cython.p_uchar,
         new_length: cython.ulonglong,
+        context: cython.p_uchar,
+        context_length: cython.ulonglong,
         windows: cython.p_ulonglong,
         window_count: cython.int,
         part: cython.ulonglong,
@@ -583,6 +598,8 @@ class Program:
                     memory = stack
                 elif region == 3 and at + width <= new_length:
                     memory = new
+                elif region == 4 and at + width <= context_length:
+                    memory = context
                 else:
                     reason = 1
                     break

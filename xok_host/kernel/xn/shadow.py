@@ -24,7 +24,7 @@ ZEROS = bytes(BLOCK)
 class Shadow:
     """A block as the transaction would leave it."""
 
-    __slots__ = ("before", "bytes", "changed", "copy_to", "entry", "fresh", "parts", "set_type")
+    __slots__ = ("before", "bytes", "changed", "copy_to", "entry", "fresh", "loose", "parts", "set_type")
 
     def __init__(self, entry: Cached, before: bytes | memoryview, fresh: bool) -> None:
         self.entry = entry
@@ -35,6 +35,8 @@ class Shadow:
         self.fresh = fresh
         """Allocated by this transaction."""
         self.parts: dict[int, Touched] = {}
+        self.loose = False
+        """Bytes outside all partitions were written to."""
         self.set_type = False
         self.copy_to = NO_PAGE
         """Page for the new contents when somebody holds the present one."""
@@ -98,6 +100,7 @@ class Transaction:
         "shadows",
         "spent",
         "touched",
+        "witnesses",
     )
 
     def __init__(self, kernel: Kernel, env: Environment, capability: int, now: int) -> None:
@@ -115,6 +118,8 @@ class Transaction:
         """Metadata blocks that this transaction allocates, by number."""
         self.moved: list[tuple[Touched, Touched, int, int]] = []
         """(loser, gainer, block, count)"""
+        self.witnesses: list[int] = []
+        """Keys of the blocks shown to protected methods."""
         self.reference_order: list[tuple[Touched, Touched]] = []
         self.edges: list[tuple[Cached, int, Cached, int]] = []
         self.freed: dict[int, Touched] = {}

@@ -51,6 +51,7 @@ _HELPER = {
     "guard": EMIT_CAP,
     "acl": 0,
     "size": 0,
+    "method": 0,
 }
 
 

@@ -8,5 +8,6 @@ from xok_host.kernel.xn.types cimport XnType
 cpdef run(Transaction t, bytes data)
 cdef parse(Transaction t, bytes data)
 cdef Shadow shadow_of(Transaction t, unsigned long long da)
+cdef show(Transaction t, unsigned long long da, long nvec)
 cdef Touched touch(Transaction t, Shadow shadow, unsigned int part)
 cdef write_bytes(Shadow shadow, unsigned int part, long offset, bytes data)

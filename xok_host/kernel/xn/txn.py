@@ -8,6 +8,8 @@ TXN-3  Over the partitions touched, what is owned grows by exactly the extents a
 TXN-4  For every element, the change of its reference count is the change of the number of references to it.
 TXN-5  Allocated blocks were free; freed metadata owns, references and counts nothing any more.
 TXN-6  The order of writes that all this asks for is recorded with it (`order`).
+TXN-7  A block of a type with a protected method changes only as the method approves, and nobody is asked about less
+       than the transaction changes (METHOD-1 to METHOD-5).
 
 A partition is touched when an operation names it.  The other partitions cannot have changed (TXN-2 and TYPE-1).
 """
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import cython
 
-from xok_host.abi.calls import MAX_OPS, MAX_VECTORS, OP_HEADER, VECTOR_HEADER, OpFlag, OpKind
+from xok_host.abi.calls import MAX_OPS, MAX_VECTORS, MAX_WITNESSES, OP_HEADER, VECTOR_HEADER, OpFlag, OpKind
 from xok_host.abi.errors import (
     BadCall,
     BadCapability,
@@ -33,7 +35,7 @@ from xok_host.abi.errors import (
 )
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, TYPE_XN_TYPE, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
-from xok_host.kernel.xn import apply, plan, verify
+from xok_host.kernel.xn import apply, methods, plan, verify
 from xok_host.kernel.xn.shadow import MAX_ALLOC, NO_PARTITION, ZEROS, Move, Shadow, Touched, Transaction
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ _MODIFY = int(OpKind.MODIFY)
 _FREE = int(OpKind.FREE)
 _PUBLISH = int(OpKind.PUBLISH)
 _SET_TYPE = int(OpKind.SET_TYPE)
+_WITNESS = int(OpKind.WITNESS)
 _ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
 
@@ -59,6 +62,7 @@ def run(t: Transaction, data: bytes) -> None:
         verify.ownership(t)
         verify.references(t)
         verify.frees(t)
+        methods.approve(t)
         plan.order_of(t)
         apply.reserve(t)
     except XokError as error:
@@ -84,11 +88,15 @@ def parse(t: Transaction, data: bytes) -> None:
             raise BadCall(f"operation {t.nops} is cut short")
         kind, flags, nvec, part, da, db, count, type_id, page = OP_HEADER.unpack_from(data, at)
         at += OP_HEADER.size
-        if not _MODIFY <= kind <= _SET_TYPE or flags & ~(_ZERO | _PAGES):
+        if not _MODIFY <= kind <= _WITNESS or flags & ~(_ZERO | _PAGES):
             raise BadCall(f"operation {t.nops} has unknown kind {kind} or flags {flags}")
         if nvec > MAX_VECTORS:
             raise BadCall(f"operation {t.nops} has {nvec} vectors, at most {MAX_VECTORS}")
         if kind == _PUBLISH and root_data(t, da, db, count, page, nvec):
+            t.nops += 1
+            continue
+        if kind == _WITNESS:
+            show(t, da, nvec)
             t.nops += 1
             continue
         shadow = shadow_of(t, da)
@@ -133,6 +141,21 @@ def shadow_of(t: Transaction, da: cython.ulonglong) -> Shadow:
     return shadow
 
 
+def show(t: Transaction, da: cython.ulonglong, nvec: cython.long) -> None:
+    """WITNESS: a block in core that the caller may read, or one that the transaction allocates."""
+    if nvec:
+        raise BadCall("a witness is shown, not changed")
+    if len(t.witnesses) == MAX_WITNESSES:
+        raise LimitReached(f"more than {MAX_WITNESSES} witnesses in one transaction")
+    device = on_device(t, da)
+    if da >> 12 & (1 << 44) - 1 not in t.children:
+        entry = device.metadata(da)
+        assert entry.access is not None
+        if t.capability not in entry.access.read:
+            raise BadCapability(f"the capability does not allow reading block {entry.db}")
+    t.witnesses.append(da >> 12)
+
+
 def on_device(t: Transaction, da: int) -> Device:
     device = t.device
     if device is None:
@@ -164,6 +187,7 @@ def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: by
     xtype = shadow.entry.xtype
     assert xtype is not None and xtype.template is not None
     if part == NO_PARTITION:
+        shadow.loose = True
         if end > BLOCK or any(
             start < end and offset < start + length for regions in xtype.template.regions for start, length in regions
         ):

@@ -27,6 +27,7 @@ class XnType:
         "data",
         "guard_constant",
         "has_acl",
+        "method_program",
         "id",
         "name",
         "owns_program",
@@ -50,6 +51,7 @@ class XnType:
         """Plain data: nothing to ask."""
         self.guard_constant = True
         self.has_acl = False
+        self.method_program: Program | None = None
         self.owns_program: Program | None = None
         self.references_program: Program | None = None
         self.counts_program: Program | None = None
@@ -71,6 +73,7 @@ class XnType:
         if guard is not None:
             self.guard_constant = not any("load" in item.opcode.form for item in decode(guard.code))
         self.has_acl = "acl" in programs
+        self.method_program = programs.get("method")
         self.owns_program = programs["owns"]
         self.references_program = programs.get("refs")
         self.counts_program = programs.get("refcnt")

@@ -15,7 +15,7 @@ from xok_host.abi.types import Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.xn import udf
 from xok_host.kernel.xn.registry import Cached
-from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types import XnType
 
 UDF_BUDGET = 1 << 22
@@ -39,7 +39,7 @@ def modifications(t: Transaction) -> None:
                 if shadow.bytes[start : start + length] != shadow.before[start : start + length]:
                     raise BogusUpdate(f"bytes {start} to {start + length} are a discriminator: use set_type")
         if xtype.has_acl:
-            for part in shadow.parts:
+            for part in (*shadow.parts, NO_PARTITION) if shadow.loose else shadow.parts:
                 if not template.approves(shadow.before, shadow.bytes, part, t.capability, t.now):
                     raise Refused(f"acl of {xtype.name}, partition {part}")
         if not xtype.guard_constant and not shadow.fresh:
