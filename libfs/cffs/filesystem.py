@@ -183,7 +183,7 @@ class CFFS(Growing):
         for at in range(0, len(extents), BATCH_EXTENTS):
             self._behind += 1
             self.env.submit(
-                "writeback",
+                "writebackv",
                 self.dev,
                 data=pack_extents(extents[at : at + BATCH_EXTENTS]),
                 cap=self.cap,

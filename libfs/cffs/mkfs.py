@@ -45,7 +45,7 @@ def make(
         sector.add(data, entry, node.mode >> 12, slot)
     op = Op(OpKind.MODIFY, disk_address(dev, root), own_id=0, writes=[(0, bytes(data))])
     env.call("transact", cap=cap, data=pack_transaction([op]), out_bytes=RESULT_BYTES)
-    env.call("writeback", dev, data=pack_extents([(root, 1, 0)]), out_bytes=RESULT_BYTES)
+    env.call("writebackv", dev, data=pack_extents([(root, 1, 0)]), out_bytes=RESULT_BYTES)
     env.call("flush", dev, out_bytes=RESULT_BYTES)
     assert len(data) == SECTOR
     return int(cap)
@@ -95,7 +95,7 @@ def _import(env: Any, dev: int, name: str, raw: bytes) -> int:
             Op(OpKind.PUBLISH, disk_address(dev, first), db=first + index, count=1, type=int(TYPE_XN_DB), page=page)
         )
     env.call("transact", cap=cap, data=pack_transaction(ops), out_bytes=RESULT_BYTES)
-    env.call("writeback", dev, data=pack_extents([(first, count, 0)]), out_bytes=RESULT_BYTES)
+    env.call("writebackv", dev, data=pack_extents([(first, count, 0)]), out_bytes=RESULT_BYTES)
     env.call("flush", dev, out_bytes=RESULT_BYTES)
     return int(env.call("type_import", dev, data=name.encode(), out_bytes=RESULT_BYTES).r0)
 

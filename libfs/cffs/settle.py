@@ -226,7 +226,7 @@ class Settling(Crossing):
             extents.append(sector)
         calls: list[Call] = []
         for at in range(0, len(extents), BATCH_EXTENTS):
-            calls.append(("writeback", (self.dev,), pack_extents(extents[at : at + BATCH_EXTENTS])))
+            calls.append(("writebackv", (self.dev,), pack_extents(extents[at : at + BATCH_EXTENTS])))
         for completion in (yield calls):
             if completion.code == e.NotInCore.code:
                 # Some of it was freed meanwhile; the rest of that call was not looked at.

@@ -227,8 +227,8 @@ FLOODS = {
     "refused": 'batch.add("transact", cap=99, data=b"x" * 4000)',
     "reads": 'batch.add("readb", da(toy.root), 4096, cap=toy.cap, out_bytes=4096)',
     "findfree": 'batch.add("findfree", DEV, 0, env.devices[DEV])',
-    "writeback": 'batch.add("writeback", DEV, data=pack_extents([(500, 4096, 0)] * 16))',
-    "writeback again": 'batch.add("writeback", DEV, data=pack_extents([(500, 4096, 0)] * 1000))',
+    "writebackv": 'batch.add("writebackv", DEV, data=pack_extents([(500, 4096, 0)] * 16))',
+    "writebackv again": 'batch.add("writebackv", DEV, data=pack_extents([(500, 4096, 0)] * 1000))',
     "flush": 'batch.add("flush", DEV)',
 }
 
@@ -332,7 +332,7 @@ def main(env, argv):
             batch.add("lock", root, 2, cap=toy.cap)
             batch.add("pin", root, env.registry.lookup(root >> 12).generation, cap=toy.cap)
             batch.add("read_and_insert", DEV, data=pack_extents([(700, 40, 0)]))
-            batch.add("writeback", DEV, data=pack_extents([(toy.root, 1, 0)]))
+            batch.add("writebackv", DEV, data=pack_extents([(toy.root, 1, 0)]))
             batch.add("transact", cap=toy.cap, data=pack_transaction([toy.modify(toy.root, 0, Sector(counts=[0] * 8))]))
             batch.add("flush", DEV)
 """,

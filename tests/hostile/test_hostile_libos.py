@@ -18,7 +18,7 @@ NETWORK = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
 
 PRELUDE = """
 import ctypes, errno, fcntl, json, mmap, os, random, select, socket, struct, time
-from xok_host.abi import calls, channel, errors
+from xok_host.abi import calls, calltable, channel, errors
 from xok_host.abi.client import CHUNK_MESSAGE
 from xok_host.abi.types import BLOCK, TYPE_XN_DB, disk_address
 
@@ -202,7 +202,7 @@ def main(env, argv):
         # Numbers that exist, operands that do not.
         for index in range(channel.SUBMISSIONS):
             at = channel.SQ_OFFSET + index * channel.ENTRY.size
-            struct.pack_into("<H", memory, at, chance.choice(list(calls.BY_NUMBER)))
+            struct.pack_into("<H", memory, at, chance.choice(list(calltable.BY_NUMBER)))
         try:
             env._socket.send(bytes(chance.randrange(1, 60)), socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -245,7 +245,7 @@ class Anarchist:
         some = [db for db in some if self.toy.entry(db) is not None]
         mask = self.random.choice([0, 0, 0, self.random.randrange(1, 256)])
         try:
-            self.toy.env.call("writeback", DEV, data=pack_extents([(db, 1, mask) for db in some]))
+            self.toy.env.call("writebackv", DEV, data=pack_extents([(db, 1, mask) for db in some]))
         except (Tainted, RuntimeError, MediaError):
             pass
 

@@ -141,7 +141,7 @@ def test_floods_are_bounded(toy: Toy) -> None:
     """Entries that wait are counted; the rest are refused at once, and everything goes on afterwards."""
     block = toy.add_data(toy.root, 1, b"x")
     toy.local.hold_io = True
-    toy.env.submit("writeback", DEV, data=pack_extents([(block, 1, 0)]))
+    toy.env.submit("writebackv", DEV, data=pack_extents([(block, 1, 0)]))
     codes = set()
     for cookie in range(5000):
         entry = Entry(int(CallNumber.FLUSH), 1, 0, 10_000 + cookie, DEV, 0, 0, 0, b"", 0, 0)

@@ -123,7 +123,7 @@ def test_a_block_whose_pointer_never_left_is_free_at_once(toy: Toy) -> None:
 def test_a_block_on_its_way_to_the_disk_is_not_reused(toy: Toy) -> None:
     block = toy.add_data(toy.root, 1, b"x")
     toy.local.hold_io = True
-    toy.env.submit("writeback", DEV, data=pack_extents([(block, 1, 0)]))
+    toy.env.submit("writebackv", DEV, data=pack_extents([(block, 1, 0)]))
     toy.local.pump()
     toy.remove(toy.root, 1, block)
     assert not toy.env.freemaps[DEV].is_free(block)
@@ -135,13 +135,13 @@ def test_a_block_on_its_way_to_the_disk_is_not_reused(toy: Toy) -> None:
 def test_modification_never_waits_for_a_write(toy: Toy) -> None:
     toy.transact(toy.modify(toy.root, 1, Sector(generation=1)))
     toy.local.hold_io = True
-    toy.env.submit("writeback", DEV, data=pack_extents([(toy.root, 1, 0)]))
+    toy.env.submit("writebackv", DEV, data=pack_extents([(toy.root, 1, 0)]))
     toy.local.pump()
     page = toy.entry(toy.root).page
     toy.transact(toy.modify(toy.root, 1, Sector(generation=2)))
     entry = toy.entry(toy.root)
     assert entry.page != page and entry.in_flight == entry.dirty == 1 << 1
-    again = toy.env.submit("writeback", DEV, data=pack_extents([(toy.root, 1, 0)]))
+    again = toy.env.submit("writebackv", DEV, data=pack_extents([(toy.root, 1, 0)]))
     toy.local.pump()
     assert len([request for request in toy.local.held if request.op == IoOp.WRITE]) == 1
     toy.local.hold_io = False
@@ -303,7 +303,7 @@ def test_requests_are_sorted_and_merged(toy: Toy) -> None:
     new.pointers.append((first, 16, TYPE_XN_DB, 0))
     toy.transact(toy.modify(toy.root, 1, new, OpKind.ALLOC, db=first, count=16, type=TYPE_XN_DB, flags=OpFlag.ZERO))
     toy.local.hold_io = True
-    toy.env.submit("writeback", DEV, data=pack_extents([(first + i, 1, 0) for i in reversed(range(16))]))
+    toy.env.submit("writebackv", DEV, data=pack_extents([(first + i, 1, 0) for i in reversed(range(16))]))
     toy.local.pump()
     (request,) = toy.local.held
     assert request.sector == first * SECTORS and request.sectors == 16 * SECTORS

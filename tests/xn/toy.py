@@ -130,7 +130,7 @@ def install_type(env: LocalEnvironment, name: str, raw: bytes) -> int:
         db = installed.r0 + index
         ops.append(Op(OpKind.PUBLISH, da(installed.r0), NO_PARTITION, db=db, count=1, page=page))
     env.call("transact", cap=installed.r1, data=pack_transaction(ops))
-    env.call("writeback", DEV, data=pack_extents([(installed.r0, count, 0)]))
+    env.call("writebackv", DEV, data=pack_extents([(installed.r0, count, 0)]))
     env.call("flush", DEV)
     return env.call("type_import", DEV, data=name.encode()).r0
 
@@ -204,7 +204,7 @@ class Toy:
         self.transact(self.modify(db, sector, new, OpKind.FREE, db=block, count=gone[1], type=gone[2]))
 
     def writeback(self, *blocks: int, mask: int = 0) -> None:
-        self.env.call("writeback", DEV, data=pack_extents([(db, 1, mask) for db in blocks]))
+        self.env.call("writebackv", DEV, data=pack_extents([(db, 1, mask) for db in blocks]))
 
     def flush(self) -> None:
         self.env.call("flush", DEV)

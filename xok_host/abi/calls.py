@@ -1,15 +1,14 @@
-"""The call table: the whole interface between a libOS and xokd.
+"""Numbers of the calls, and the form of their operands and results.  What each call does: `calltable`.
 
-Each call is declared once.  The client stub, xokd's dispatch, the reference page and the tests of every failure come
-from this table.  A call has up to four scalar operands (`a0` … `a3`), a capability index, operand bytes, and gives an
-error code, two scalars (`r0`, `r1`) and result bytes.  XN's calls carry chapter 8's names.
+A call has up to four scalar operands (`a0` … `a3`), a capability index, operand bytes, and gives an error code, two
+scalars (`r0`, `r1`) and result bytes.  XN's calls carry chapter 8's names.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from xok_host.abi import errors as e
@@ -37,6 +36,7 @@ class CallNumber(IntEnum):
     TRANSACT = 46
     READB = 47
     MARK_DIRTY = 48
+    WRITEBACKV = 49
     READ_ATTR = 50
     READ_CATALOGUE = 51
     DEV_LIST = 52
@@ -49,6 +49,13 @@ class CallNumber(IntEnum):
     UDF_ENUM = 59
     LOCK = 60
     UNLOCK = 61
+    WRITEB = 62
+    ALLOC = 63
+    FREE = 64
+    ADD_EDGE = 65
+    SET_TYPE = 66
+    MOVE = 67
+    SWAP = 68
     FILTER_INSERT = 70
     FILTER_REMOVE = 71
 
@@ -68,6 +75,14 @@ class OpKind(IntEnum):
     """Change a union's discriminator (4.2): what it owns stays as it is."""
     WITNESS = 6
     """Show a block to the protected methods (6.4) of the blocks that the transaction changes; it needs READ."""
+    WRITEB = 7
+    """Change bytes that no UDF reads: of plain data in core, or of a metadata block outside all partitions."""
+    ADD_EDGE = 8
+    """MODIFY, and the partition gains a reference to the element whose address is `db`."""
+    DROP_EDGE = 9
+    """MODIFY, and the partition loses a reference to the element whose address is `db`."""
+    MOVE = 10
+    """MODIFY, and the partition gains an extent that a partition of the block at address `page` loses."""
 
 
 class OpFlag(IntFlag):
@@ -117,7 +132,8 @@ class Op:
     """One operation of a transaction (Figure 8-1's `xn_op`, with the kind made explicit).
 
     `da` is the address of the parent metadata block, `own_id` its partition; `writes` are (offset in that block,
-    bytes).  `db`, `count`, `type` name the extent that ALLOC and FREE move, and that PUBLISH fills from `page` on.
+    bytes).  `db`, `count`, `type` name the extent of ALLOC, FREE and MOVE, and what PUBLISH fills from `page` on.
+    `xok_host.abi.ops` builds operations under chapter 8's names.
     """
 
     kind: OpKind
@@ -202,323 +218,3 @@ class CatalogueEntry:
     def unpack(cls, data: bytes) -> CatalogueEntry:
         name, *rest = CATALOGUE_ENTRY.unpack(data)
         return cls(name.rstrip(b"\0").decode(), *rest)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One row of the table.  `scalars` names a0…a3, `data` the operand bytes, `gives` the results."""
-
-    number: CallNumber
-    scalars: tuple[str, ...] = ()
-    data: str = ""
-    gives: str = ""
-    capability: str = ""
-    doc: str = ""
-    fails: dict[type[e.XokError], str] = field(default_factory=dict)
-    waits: bool = False
-    """May complete later than the crossing that submitted it."""
-
-    @property
-    def name(self) -> str:
-        return self.number.name.lower()
-
-
-_C = CallNumber
-_NAME = "name: UTF-8, at most 64 bytes"
-
-CALLS: tuple[Call, ...] = (
-    Call(_C.NULL, doc="Does nothing: the cost of a crossing."),
-    Call(
-        _C.PAGE_ALLOC,
-        ("count",),
-        capability="WRITE on a tree",
-        gives="r0: pages given; data: u64 page numbers, contiguous runs where possible",
-        doc="Pages of the caller's own write arena for what that capability guards.",
-        fails={e.BadCapability: "no write right", e.LimitReached: "the environment holds its most pages"},
-    ),
-    Call(
-        _C.PAGE_FREE,
-        data="u64 page numbers",
-        doc="Give back pages that were never published.",
-        fails={e.BadCapability: "a page is not the caller's, or is published"},
-    ),
-    Call(
-        _C.CHUNK_MAP,
-        ("chunk",),
-        gives="r0: 1 writable, 0 read-only; the descriptor follows on the environment's socket",
-        doc="The memory file of one arena chunk, writable only for the environment whose write arena it is.",
-        fails={
-            e.BadCapability: "no capability of the caller is in the arena's read set",
-            e.NotFound: "no such chunk",
-        },
-    ),
-    Call(
-        _C.PIN,
-        ("da", "generation"),
-        capability="READ on the block",
-        gives="r0: page",
-        doc="Keep the block's present page as it is until unpinned.",
-        fails={
-            e.NotInCore: "not in the registry or of another generation",
-            e.BadCapability: "no read right",
-            e.LimitReached: "too many pins",
-        },
-    ),
-    Call(_C.UNPIN, ("page",), doc="Release one pin.", fails={e.NotFound: "the caller has no pin on that page"}),
-    Call(
-        _C.INSTALL_MOUNT,
-        ("dev", "db", "count", "type"),
-        data=_NAME,
-        gives="r0: first block, r1: index of the new tree capability",
-        doc="Allocate an extent, zeroed, and enter it in the root catalogue "
-        "under a new tree capability (db 0: XN chooses).",
-        fails={
-            e.Exists: "name taken",
-            e.NotFree: "an extent block is in use",
-            e.WrongType: "no such type",
-            e.NoSpace: "no room on the disk or in the catalogue",
-        },
-    ),
-    Call(
-        _C.TYPE_IMPORT,
-        ("dev",),
-        data=_NAME,
-        gives="r0: type id",
-        doc="Turn a catalogue entry whose durable blocks hold a template into a type.",
-        fails={
-            e.NotFound: "no such entry",
-            e.WrongType: "not raw blocks",
-            e.Tainted: "the blocks are dirty",
-            e.TypeInvalid: "the template fails a check",
-        },
-    ),
-    Call(
-        _C.RESERVE_TYPE,
-        ("dev",),
-        data=_NAME,
-        gives="r0: type id",
-        doc="A type id ahead of its template, for mutually recursive types.  "
-        "An existing reservation of the caller is returned.",
-        fails={e.Exists: "name taken", e.NoSpace: "the catalogue is full"},
-    ),
-    Call(
-        _C.MOUNT,
-        ("dev",),
-        data=_NAME,
-        capability="READ on the tree",
-        gives="r0: da of the root, r1: blocks; data: catalogue entry",
-        doc="Read a root's extent into the registry and give it its catalogue type.",
-        fails={
-            e.NotFound: "no such root",
-            e.BadCapability: "not the tree's",
-            e.MediaError: "",
-            e.NotClean: "the tree is tainted",
-        },
-        waits=True,
-    ),
-    Call(
-        _C.TYPE_MOUNT,
-        ("dev",),
-        data=_NAME,
-        gives="r0: type id",
-        doc="Load a type into use.",
-        fails={e.NotFound: "no such type", e.TypeInvalid: "", e.MediaError: ""},
-        waits=True,
-    ),
-    Call(
-        _C.UNINSTALL_MOUNT,
-        ("dev",),
-        data=_NAME,
-        capability="WRITE on the tree",
-        doc="Remove a root that owns nothing any more, or a type that nothing uses.",
-        fails={e.NotFound: "", e.InUse: "it still owns blocks, or is cached", e.BadCapability: ""},
-    ),
-    Call(
-        _C.READ_AND_INSERT,
-        ("dev",),
-        data="extents",
-        gives="r0: blocks brought in",
-        doc="Prefetch into quarantine: readable by nobody until bound to a parent by insert_attr.",
-        fails={e.LimitReached: "no pages", e.MediaError: "", e.BadCall: "outside the disk"},
-        waits=True,
-    ),
-    Call(
-        _C.INSERT_ATTR,
-        ("parent",),
-        data="extents (db, count, partition)",
-        capability="READ on the parent",
-        doc="Bind blocks in quarantine to the parent whose partition owns them: type, guard, arena.",
-        fails={e.NotInCore: "", e.NotOwned: "", e.BadCapability: ""},
-    ),
-    Call(
-        _C.INSERT_AND_READ,
-        ("parent",),
-        data="extents (db, count, partition)",
-        capability="READ on the parent",
-        gives="r0: disk requests",
-        doc="Both stages of a read at once (4.5): bind, then fetch what is not in core.",
-        fails={
-            e.NotInCore: "the parent is not",
-            e.NotOwned: "",
-            e.BadCapability: "",
-            e.LimitReached: "",
-            e.MediaError: "",
-        },
-        waits=True,
-    ),
-    Call(
-        _C.DELETE_ATTR,
-        ("dev",),
-        data="extents",
-        gives="r0: entries removed",
-        doc="Drop clean, unpinned, unlocked entries.",
-        fails={e.InUse: "dirty, pinned, locked or in flight"},
-    ),
-    Call(
-        _C.WRITEBACK,
-        ("dev",),
-        data="extents",
-        gives="r0: disk requests, r1: blocks written",
-        doc="Write dirty sectors of these blocks.  Anyone may: it changes no contents.  "
-        "Completes when written, not durable.",
-        fails={e.Tainted: "names the first block to flush", e.NotInCore: "", e.MediaError: ""},
-        waits=True,
-    ),
-    Call(
-        _C.FLUSH,
-        ("dev",),
-        doc="Make all that was written durable, XN's free map included; clears taint and frees what waited.",
-        fails={e.MediaError: ""},
-        waits=True,
-    ),
-    Call(
-        _C.TRANSACT,
-        data="operations",
-        capability="WRITE on each block",
-        gives="r0: index of the failing operation",
-        doc="Several operations over several blocks: all or nothing, in core at once.",
-        fails={
-            e.NotInCore: "",
-            e.BadCapability: "",
-            e.Locked: "",
-            e.NotFree: "",
-            e.NoSpace: "",
-            e.BogusUpdate: "",
-            e.BogusPartition: "",
-            e.UdfFailed: "",
-            e.RefcountWrong: "",
-            e.WouldCycle: "names what to flush",
-            e.WrongType: "",
-            e.Refused: "",
-            e.LimitReached: "",
-        },
-    ),
-    Call(
-        _C.READB,
-        ("da", "count"),
-        capability="READ on the block",
-        gives="data",
-        doc="Copy bytes of one cached block.",
-        fails={e.NotInCore: "", e.BadCapability: ""},
-    ),
-    Call(
-        _C.MARK_DIRTY,
-        ("dev",),
-        data="extents (db, count, sector mask)",
-        doc="Data pages of the caller's own arena were changed in place.",
-        fails={e.NotInCore: "", e.BadCapability: "not the caller's page"},
-    ),
-    Call(
-        _C.READ_ATTR,
-        ("da",),
-        gives="data: registry entry",
-        fails={e.NotInCore: ""},
-        doc="One registry entry.",
-    ),
-    Call(
-        _C.READ_CATALOGUE,
-        ("dev",),
-        gives="data: catalogue entries",
-        doc="The root and type catalogues.",
-        fails={e.NotFound: ""},
-    ),
-    Call(_C.DEV_LIST, gives="data: u64 device numbers", doc="Active XN disks."),
-    Call(
-        _C.INFO,
-        ("dev",),
-        gives="data: u64 blocks, free blocks, catalogue block, free-map block, free-map bytes",
-        doc="Where XN keeps its structures.",
-        fails={e.NotFound: ""},
-    ),
-    Call(
-        _C.FINDFREE,
-        ("dev", "hint", "count"),
-        gives="r0: first block",
-        doc="First free extent from hint on.",
-        fails={e.NoSpace: ""},
-    ),
-    Call(
-        _C.LIST_WRITEABLE,
-        ("dev",),
-        gives="data: u64 blocks",
-        doc="Dirty blocks that may be written now.",
-        fails={e.NotFound: ""},
-    ),
-    Call(_C.ROOT, ("dev",), gives="r0: superblock's block", doc="XN's superblock.", fails={e.NotFound: ""}),
-    Call(
-        _C.GET_REFCNT,
-        ("da",),
-        capability="READ",
-        gives="r0",
-        doc="Reference count of an element.",
-        fails={e.NotInCore: ""},
-    ),
-    Call(
-        _C.GET_NOWNS,
-        ("da",),
-        capability="READ",
-        gives="r0",
-        doc="Partitions of the block's type.",
-        fails={e.NotInCore: ""},
-    ),
-    Call(
-        _C.UDF_ENUM,
-        ("da", "begin", "end"),
-        capability="READ",
-        gives="data: (db u64, count u64, type u64)",
-        doc="What partitions [begin, end) own.",
-        fails={e.NotInCore: "", e.BogusPartition: "", e.BadCapability: ""},
-    ),
-    Call(
-        _C.LOCK,
-        ("da", "mode"),
-        capability="READ (shared) or WRITE (exclusive) on the block",
-        doc="Lock a registry entry.  Holders are asked to let go, and lose it after the deadline.  "
-        "Locks die with their holder.",
-        fails={e.NotInCore: "", e.BadCapability: "", e.LimitReached: ""},
-        waits=True,
-    ),
-    Call(
-        _C.UNLOCK,
-        ("da", "mode"),
-        doc="Let go, or (mode SHARED) keep only a shared lock.",
-        fails={e.NotFound: "not held"},
-    ),
-    Call(
-        _C.FILTER_INSERT,
-        data="DPF filter",
-        capability="an address",
-        gives="r0: filter id",
-        doc="Bind packets within the address to the caller's queue.",
-        fails={
-            e.BadCapability: "outside the address",
-            e.Overlap: "",
-            e.BadCall: "malformed",
-            e.LimitReached: "",
-        },
-    ),
-    Call(_C.FILTER_REMOVE, ("filter",), doc="Remove a filter of the caller's.", fails={e.NotFound: ""}),
-)
-
-BY_NUMBER: dict[int, Call] = {call.number: call for call in CALLS}
-BY_NAME: dict[str, Call] = {call.name: call for call in CALLS}

@@ -9,7 +9,7 @@ Typical use:
     result = env.call("findfree", dev, hint, 16)            # one crossing, waits for the answer
     with env.batch() as batch:                              # one crossing for all
         batch.add("transact", cap=cap, data=ops)
-        batch.add("writeback", dev, data=extents)
+        batch.add("writebackv", dev, data=extents)
     for completion in batch.results: ...
 
 `call` waits in the caller's thread.  An event loop uses `submit`, `fileno` and `dispatch`: it never waits then.
@@ -30,7 +30,8 @@ from typing import Any
 
 from xok_host.abi import channel as ch
 from xok_host.abi import errors
-from xok_host.abi.calls import BY_NAME, CallNumber, EntryFlag, Event
+from xok_host.abi.calls import CallNumber, EntryFlag, Event
+from xok_host.abi.calltable import BY_NAME
 from xok_host.abi.types import BLOCK, CHUNK_BYTES, page_chunk, page_slot
 from xok_host.abi.views import CountersView, FreeMapView, RegistryView
 

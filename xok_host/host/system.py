@@ -171,7 +171,7 @@ class System:
             blocks = [entry.db for entry in self.kernel.device(DEV).dirty_blocks]
             for at in range(0, len(blocks), SYNC_BATCH):
                 extents = pack_extents((db, 1, 0) for db in blocks[at : at + SYNC_BATCH])
-                answer = await self._call(CallNumber.WRITEBACK, DEV, data=extents)
+                answer = await self._call(CallNumber.WRITEBACKV, DEV, data=extents)
                 if answer.code not in (0, Tainted.code):  # some sectors wait for others: the next round takes them
                     raise by_code(answer.code, answer.data.decode())
             answer = await self._call(CallNumber.FLUSH, DEV)

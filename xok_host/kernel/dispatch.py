@@ -1,7 +1,7 @@
 """The calls, one method each: operands are checked here, XN's parts do the work.
 
 A handler gives (r0, r1, data), or a `Pending` for what may complete later, or raises the `XokError` that answers the
-call.  The call table (xok_host.abi.calls) says what each takes and how it fails.
+call.  The call table (xok_host.abi.calltable) says what each takes and how it fails.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from xok_host.abi.calls import CallNumber, CatalogueEntry, unpack_extents
+from xok_host.abi import ops
+from xok_host.abi.calls import MAX_OPS, CallNumber, CatalogueEntry, pack_transaction, unpack_extents
 from xok_host.abi.channel import Entry
 from xok_host.abi.errors import (
     BadCall,
@@ -32,6 +33,7 @@ from xok_host.abi.errors import (
 from xok_host.abi.types import (
     ALL_SECTORS,
     BLOCK,
+    BLOCK_LIMIT,
     CHUNK_PAGES,
     SECTORS,
     TYPE_XN_DB,
@@ -40,6 +42,7 @@ from xok_host.abi.types import (
     Right,
     disk_address,
 )
+from xok_host.abi.views import REGISTRY_ENTRY_BYTES
 from xok_host.kernel.capability import TREE, Capability
 from xok_host.kernel.env import MAX_PAGE_PINS, MAX_PAGES, MAX_PINS, Environment
 from xok_host.kernel.pages import DATA
@@ -59,9 +62,12 @@ Handler = Callable[[Environment, Entry], Result]
 OK = (0, 0, b"")
 MAX_ENUM = 4096
 """Extents that one UDF_ENUM may give."""
+MAX_READB = 64
+"""Blocks that one READB may reach over."""
 MAX_ROOT_BLOCKS = 256
 RESERVED_SHIFT = 32
 """`CatalogueEntry.flags` of raw blocks installed under a reserved name: the type id that they will have."""
+_DEVICE_BYTES = BLOCK_LIMIT * BLOCK
 _TRIPLE = struct.Struct("<QQQ")
 _ATTACHED = int(Flag.ATTACHED)
 _META = int(Flag.META)
@@ -427,16 +433,27 @@ class Dispatch:
         return len(found), 0, b""
 
     def writeback(self, env: Environment, call: Entry) -> Result:
-        device = self._kernel.device(call.a0)
+        if not call.a2:
+            raise BadCall("no blocks; writebackv takes a list of extents")
+        return self._write(call.a0, [(call.a1, call.a2, call.a3)])
+
+    def writebackv(self, env: Environment, call: Entry) -> Result:
+        return self._write(call.a0, unpack_extents(call.data))
+
+    def _write(self, dev: int, extents: bind.Extents) -> Result:
+        device = self._kernel.device(dev)
         pending = Pending(_ignore)
-        for db, count, mask in _bounded(unpack_extents(call.data)):
+        found = []
+        for db, count, mask in _bounded(extents):
             for block in range(db, db + count):
                 entry = device.get(block)
                 if entry is None:
                     raise NotInCore(f"block {block} is not in the registry")
-                runs = device.io.write(entry, mask & ALL_SECTORS or ALL_SECTORS, pending)
-                pending.r0 += runs
-                pending.r1 += runs > 0
+                found.append((entry, mask & ALL_SECTORS or ALL_SECTORS))
+        for entry, mask in found:
+            runs = device.io.write(entry, mask, pending)
+            pending.r0 += runs
+            pending.r1 += runs > 0
         return pending
 
     def flush(self, env: Environment, call: Entry) -> Result:
@@ -445,10 +462,27 @@ class Dispatch:
         return pending
 
     def transact(self, env: Environment, call: Entry) -> Result:
-        capability = self._tree(env, call.cap, Right.WRITE)
+        return self._transaction(env, call.cap, call.data, 0)
+
+    def writeb(self, env: Environment, call: Entry) -> Result:
+        most = MAX_OPS * BLOCK - call.a0 % BLOCK
+        if not 0 < len(call.data) <= most:
+            raise BadCall(f"{len(call.data)} bytes, not 1 to {most}")
+        if (call.a0 & _DEVICE_BYTES - 1) + len(call.data) > _DEVICE_BYTES:
+            raise BadCall("the bytes reach beyond all addresses of the device")
+        return self._transaction(env, call.cap, pack_transaction(ops.writeb(call.a0, call.data)), 0)
+
+    def one_operation(self, env: Environment, call: Entry) -> Result:
+        """The calls that are one operation (txn.SHAPES)."""
+        return self._transaction(env, call.cap, call.data, call.number)
+
+    alloc = free = add_edge = set_type = move = swap = one_operation
+
+    def _transaction(self, env: Environment, cap: int, data: bytes, number: int) -> Result:
+        capability = self._tree(env, cap, Right.WRITE)
         transaction = Transaction(self._kernel, env, capability, self._kernel.now)
         try:
-            txn.run(transaction, call.data)
+            txn.run(transaction, data, number)
         except XokError as error:
             error.fields.setdefault("r0", transaction.at)
             error.fields.setdefault("r1", transaction.at)
@@ -456,11 +490,18 @@ class Dispatch:
         return transaction.nops, 0, b""
 
     def readb(self, env: Environment, call: Entry) -> Result:
-        entry = self._readable(env, call.a0, call.cap)
-        start = call.a0 % BLOCK
-        if start + call.a1 > BLOCK:
-            raise BadCall(f"{call.a1} bytes at {start}: beyond the block")
-        return call.a1, 0, bytes(self._kernel.pages.view(entry.page)[start : start + call.a1])
+        if call.a1 > MAX_READB * BLOCK - call.a0 % BLOCK:
+            raise BadCall(f"{call.a1} bytes are in more than {MAX_READB} blocks")
+        _needs_room(call, call.a1)
+        out = []
+        at, end = call.a0, call.a0 + call.a1
+        while True:
+            entry = self._readable(env, at, call.cap)
+            stop = min(end, at - at % BLOCK + BLOCK)
+            out.append(bytes(self._kernel.pages.view(entry.page)[at % BLOCK : at % BLOCK + stop - at]))
+            at = stop
+            if at == end:
+                return call.a1, 0, b"".join(out)
 
     def mark_dirty(self, env: Environment, call: Entry) -> Result:
         device = self._kernel.device(call.a0)
@@ -489,6 +530,7 @@ class Dispatch:
         entry = device.get(call.a0 >> 12 & (1 << 44) - 1)
         if entry is None:
             raise NotInCore("the block is not in the registry")
+        _needs_room(call, REGISTRY_ENTRY_BYTES)
         return 0, 0, device.registry.image(entry)
 
     def read_catalogue(self, env: Environment, call: Entry) -> Result:
@@ -499,6 +541,7 @@ class Dispatch:
 
     def dev_list(self, env: Environment, call: Entry) -> Result:
         devices = sorted(self._kernel.devices)
+        _needs_room(call, 8 * len(devices))
         return len(devices), 0, struct.pack(f"<{len(devices)}Q", *devices)
 
     def info(self, env: Environment, call: Entry) -> Result:
@@ -606,6 +649,11 @@ def _bounded(extents: bind.Extents) -> bind.Extents:
     if total > REGISTRY_ENTRIES:
         raise BadCall(f"{total} blocks, at most {REGISTRY_ENTRIES} in a call")
     return extents
+
+
+def _needs_room(call: Entry, nbytes: int) -> None:
+    if call.out_bytes < nbytes:
+        raise BadCall(f"{nbytes} bytes of results, and room for {call.out_bytes}", r0=nbytes)
 
 
 def _ignore(pending: Pending) -> None:

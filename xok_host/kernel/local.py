@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xok_host.abi import errors
-from xok_host.abi.calls import BY_NAME, EntryFlag, Event, pack_extents
+from xok_host.abi.calls import EntryFlag, Event, pack_extents
+from xok_host.abi.calltable import BY_NAME
 from xok_host.abi.channel import Completion, Entry
 from xok_host.abi.client import CapabilityInfo, refusal
 from xok_host.abi.types import BLOCK, CHUNK_PAGES, SECTOR, SECTORS, Right, page_chunk, page_slot
@@ -167,7 +168,8 @@ class LocalEnvironment:
         if then is not None:
             self._handlers[cookie] = then
         a0, a1, a2, a3 = (*scalars, 0, 0, 0, 0)[:4]
-        entry = Entry(BY_NAME[name].number, int(flags), cap, cookie, a0, a1, a2, a3, bytes(data), 0, out_bytes)
+        room = max(out_bytes, 256)
+        entry = Entry(BY_NAME[name].number, int(flags), cap, cookie, a0, a1, a2, a3, bytes(data), 0, room)
         self.local.calls += 1
         completion = self.local.kernel.execute(self.kernel_env, entry)
         if completion is not None:
@@ -310,7 +312,7 @@ class LocalXok:
                 for at in range(0, len(blocks), 512):
                     data = pack_extents((db, 1, 0) for db in blocks[at : at + 512])
                     try:
-                        syncer.call("writeback", DEV, data=data)
+                        syncer.call("writebackv", DEV, data=data)
                     except errors.Tainted:
                         pass  # some sectors wait; what could go has gone
                 syncer.call("flush", DEV)

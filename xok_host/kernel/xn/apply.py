@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xok_host.abi.calls import OpFlag
-from xok_host.abi.errors import BadCapability, BogusUpdate, LimitReached
+from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached
 from xok_host.abi.types import ALL_SECTORS, SECTOR, SECTORS, TYPE_XN_DB, Flag
 from xok_host.kernel.pages import DATA, Access
 from xok_host.kernel.xn import order, udf
@@ -43,6 +43,8 @@ def reserve(t: Transaction) -> None:
         check_own_pages(t, move.page, move.count, child_access(t, shadow))
         for db in range(move.db, move.db + move.count):
             needed += device.get(db) is None
+            if device.key(db) in t.shadows:
+                raise BadCall(f"block {db} is written and published in one transaction")
     for move in t.allocs:
         if move.flags & _PAGES:
             check_own_pages(t, move.page, move.count, child_access(t, move.touched.shadow))
@@ -84,7 +86,10 @@ def _reserve_room(t: Transaction, needed: int) -> None:
                 t.new_pages.append(move.zeroed[-1])
     for shadow in t.shadows.values():
         if shadow.changed and not shadow.fresh and pages.shared(shadow.entry.page):
-            shadow.copy_to = pages.alloc(pages.arena_of(shadow.entry.page))
+            arena = pages.arena_of(shadow.entry.page)
+            if shadow.plain:  # the copy is xokd's to write: the one who had the page keeps it as it was
+                arena = pages.arena(arena.access)
+            shadow.copy_to = pages.alloc(arena)
             t.new_pages.append(shadow.copy_to)
 
 
@@ -207,9 +212,10 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
         entry.memo[part] = (touched.after, touched.references, touched.counts)
     entry.sequence += 1
     entry.dirty |= shadow.changed
-    for sector in range(SECTORS):
-        if shadow.changed >> sector & 1:
-            entry.changed[sector] = entry.sequence
+    if not shadow.plain:
+        for sector in range(SECTORS):
+            if shadow.changed >> sector & 1:
+                entry.changed[sector] = entry.sequence
     xtype: XnType = entry.xtype
     if not xtype.guard_constant:
         entry.child_access = None

@@ -8,7 +8,7 @@ import cython
 
 from xok_host.abi.calls import CatalogueEntry
 from xok_host.abi.errors import LimitReached, NotInCore, WrongType
-from xok_host.abi.types import SECTORS, TYPE_XN_DB, Flag, da_key, disk_address
+from xok_host.abi.types import BLOCK_LIMIT, SECTORS, TYPE_XN_DB, Flag, da_key, disk_address
 from xok_host.kernel.pages import META, QUARANTINE, Access, Pages
 from xok_host.kernel.tables import Counters
 from xok_host.kernel.xn import order, types
@@ -27,6 +27,7 @@ MAX_EVICTION_SCAN = 4096
 NOBODY: frozenset[int] = frozenset()
 
 _ATTACHED = int(Flag.ATTACHED)
+_BLOCK_LIMIT = cython.declare(cython.ulonglong, BLOCK_LIMIT)
 _META = int(Flag.META)
 _READING = int(Flag.READING)
 _VALID = int(Flag.VALID)
@@ -66,6 +67,8 @@ class Device:
         return da_key(disk_address(self.number, db))
 
     def get(self, db: cython.ulonglong) -> Cached | None:
+        if db >= _BLOCK_LIMIT:
+            return None  # it would name a block of another device
         return self.registry.get(self.number << 44 | db)
 
     def type_of(self, type_id: cython.ulonglong) -> XnType:

@@ -8,7 +8,7 @@ cdef class Shadow:
     cdef public object before
     cdef public bytearray bytes
     cdef public int changed
-    cdef public bint fresh, loose, set_type
+    cdef public bint fresh, loose, plain, set_type
     cdef public dict parts
     cdef public unsigned long long copy_to
 
@@ -28,10 +28,18 @@ cdef class Move:
     cdef public list zeroed
 
 
+cdef class Claim:
+    cdef public Touched touched
+    cdef public int at, change
+    cdef public unsigned long long db, count, source
+    cdef public unsigned int type
+
+
 cdef class Transaction:
     cdef public object kernel, env, capability, now
     cdef public Device device
     cdef public dict shadows, children, freed
-    cdef public list touched, allocs, frees, publishes, moved, reference_order, edges, new_pages, witnesses
+    cdef public list claims, kinds, touched, allocs, frees, publishes, moved, reference_order, edges, new_pages
+    cdef public list witnesses
     cdef public int at, nops
     cdef public long long spent

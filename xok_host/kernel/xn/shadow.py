@@ -24,7 +24,7 @@ ZEROS = bytes(BLOCK)
 class Shadow:
     """A block as the transaction would leave it."""
 
-    __slots__ = ("before", "bytes", "changed", "copy_to", "entry", "fresh", "loose", "parts", "set_type")
+    __slots__ = ("before", "bytes", "changed", "copy_to", "entry", "fresh", "loose", "parts", "plain", "set_type")
 
     def __init__(self, entry: Cached, before: bytes | memoryview, fresh: bool) -> None:
         self.entry = entry
@@ -38,6 +38,8 @@ class Shadow:
         self.loose = False
         """Bytes outside all partitions were written to."""
         self.set_type = False
+        self.plain = entry.xtype is None or entry.xtype.data
+        """Plain data: it has no partitions and no UDF is asked."""
         self.copy_to = NO_PAGE
         """Page for the new contents when somebody holds the present one."""
 
@@ -77,6 +79,23 @@ class Move:
         """Pages reserved for blocks that start as zeros."""
 
 
+class Claim:
+    """What MOVE, ADD_EDGE or DROP_EDGE says of its partition: an extent it gains from the block with key `source`, or
+    how many references to an element (`db`) it gains."""
+
+    __slots__ = ("at", "change", "count", "db", "source", "touched", "type")
+
+    def __init__(self, touched: Touched, at: int, db: int, count: int, type_id: int, source: int, change: int) -> None:
+        self.touched = touched
+        self.at = at
+        """Which operation says so."""
+        self.db = db
+        self.count = count
+        self.type = type_id
+        self.source = source
+        self.change = change
+
+
 class Transaction:
     """One TRANSACT call.  `run` either applies it or raises; `at` is then the operation at fault."""
 
@@ -85,12 +104,14 @@ class Transaction:
         "at",
         "capability",
         "children",
+        "claims",
         "device",
         "edges",
         "env",
         "freed",
         "frees",
         "kernel",
+        "kinds",
         "moved",
         "new_pages",
         "nops",
@@ -114,6 +135,9 @@ class Transaction:
         self.allocs: list[Move] = []
         self.frees: list[Move] = []
         self.publishes: list[Move] = []
+        self.claims: list[Claim] = []
+        self.kinds: list[int] = []
+        """Of its operations."""
         self.children: dict[int, Cached] = {}
         """Metadata blocks that this transaction allocates, by number."""
         self.moved: list[tuple[Touched, Touched, int, int]] = []

@@ -1,13 +1,13 @@
 # C-level declarations of txn.py.
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached
-from xok_host.kernel.xn.shadow cimport Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.shadow cimport Claim, Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types cimport XnType
 
 
-cpdef run(Transaction t, bytes data)
+cpdef run(Transaction t, bytes data, int call)
 cdef parse(Transaction t, bytes data)
-cdef Shadow shadow_of(Transaction t, unsigned long long da)
+cdef Shadow shadow_of(Transaction t, unsigned long long da, bint plain)
 cdef show(Transaction t, unsigned long long da, long nvec)
 cdef Touched touch(Transaction t, Shadow shadow, unsigned int part)
 cdef write_bytes(Shadow shadow, unsigned int part, long offset, bytes data)

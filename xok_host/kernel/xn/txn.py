@@ -1,4 +1,4 @@
-"""TRANSACT: several operations over several blocks, verified on shadows, applied all or not at all (DESIGN 4).
+"""Transactions: several operations over several blocks, verified on shadows, applied all or not at all (DESIGN 4).
 
 TXN-1  Nothing that an environment can see changes before everything was verified and every page was found.
 TXN-2  Bytes change only inside the partition that the operation names, or (NO_PARTITION) in none; discriminators only
@@ -10,6 +10,9 @@ TXN-5  Allocated blocks were free; freed metadata owns, references and counts no
 TXN-6  The order of writes that all this asks for is recorded with it (`order`).
 TXN-7  A block of a type with a protected method changes only as the method approves, and nobody is asked about less
        than the transaction changes (METHOD-1 to METHOD-5).
+TXN-8  What MOVE, ADD_EDGE and DROP_EDGE say of their partition is so.
+
+Calls that are one operation (alloc, free, …) are transactions of that `SHAPES`.
 
 A partition is touched when an operation names it.  The other partitions cannot have changed (TXN-2 and TYPE-1).
 """
@@ -20,7 +23,16 @@ from typing import TYPE_CHECKING
 
 import cython
 
-from xok_host.abi.calls import MAX_OPS, MAX_VECTORS, MAX_WITNESSES, OP_HEADER, VECTOR_HEADER, OpFlag, OpKind
+from xok_host.abi.calls import (
+    MAX_OPS,
+    MAX_VECTORS,
+    MAX_WITNESSES,
+    OP_HEADER,
+    VECTOR_HEADER,
+    CallNumber,
+    OpFlag,
+    OpKind,
+)
 from xok_host.abi.errors import (
     BadCall,
     BadCapability,
@@ -36,32 +48,54 @@ from xok_host.abi.errors import (
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, TYPE_XN_TYPE, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.xn import apply, methods, plan, verify
-from xok_host.kernel.xn.shadow import MAX_ALLOC, NO_PARTITION, ZEROS, Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.shadow import MAX_ALLOC, NO_PARTITION, ZEROS, Claim, Move, Shadow, Touched, Transaction
 
 if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
+    from xok_host.kernel.xn.registry import Cached
+
+SHAPES: dict[int, tuple[tuple[OpKind, ...], ...]] = {
+    CallNumber.ALLOC: ((OpKind.ALLOC,),),
+    CallNumber.FREE: ((OpKind.FREE,), (OpKind.DROP_EDGE,), (OpKind.DROP_EDGE, OpKind.MODIFY)),
+    CallNumber.ADD_EDGE: ((OpKind.ADD_EDGE,), (OpKind.ADD_EDGE, OpKind.MODIFY)),
+    CallNumber.SET_TYPE: ((OpKind.SET_TYPE,),),
+    CallNumber.MOVE: ((OpKind.MODIFY, OpKind.MOVE),),
+    CallNumber.SWAP: ((OpKind.MOVE, OpKind.MOVE),),
+}
+"""The operations that each call of one operation takes, beside witnesses."""
 
 _META = int(Flag.META)
+_VALID = int(Flag.VALID)
 _ROOT = int(Flag.ROOT)
 _MODIFY = int(OpKind.MODIFY)
 _FREE = int(OpKind.FREE)
 _PUBLISH = int(OpKind.PUBLISH)
 _SET_TYPE = int(OpKind.SET_TYPE)
 _WITNESS = int(OpKind.WITNESS)
+_WRITEB = int(OpKind.WRITEB)
+_ADD_EDGE = int(OpKind.ADD_EDGE)
+_DROP_EDGE = int(OpKind.DROP_EDGE)
+_MOVE = int(OpKind.MOVE)
 _ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
 
 
-def run(t: Transaction, data: bytes) -> None:
-    """Carry out the operations in `data`, or raise; `t.at` is then the operation at fault, or their number."""
+def run(t: Transaction, data: bytes, call: cython.int) -> None:
+    """Carry out the operations in `data`, or raise; `t.at` is then the operation at fault, or their number.
+
+    `call`: the call of `SHAPES` that they must be the operations of, or 0."""
     try:
         parse(t, data)
+        if call:
+            check_shape(t, call)
         t.at = t.nops
         verify.modifications(t)
         verify.question(t)
         verify.ownership(t)
         verify.references(t)
         verify.frees(t)
+        if t.claims:
+            verify.claims(t)
         methods.approve(t)
         plan.order_of(t)
         apply.reserve(t)
@@ -88,10 +122,11 @@ def parse(t: Transaction, data: bytes) -> None:
             raise BadCall(f"operation {t.nops} is cut short")
         kind, flags, nvec, part, da, db, count, type_id, page = OP_HEADER.unpack_from(data, at)
         at += OP_HEADER.size
-        if not _MODIFY <= kind <= _WITNESS or flags & ~(_ZERO | _PAGES):
+        if not _MODIFY <= kind <= _MOVE or flags & ~(_ZERO | _PAGES):
             raise BadCall(f"operation {t.nops} has unknown kind {kind} or flags {flags}")
         if nvec > MAX_VECTORS:
             raise BadCall(f"operation {t.nops} has {nvec} vectors, at most {MAX_VECTORS}")
+        t.kinds.append(kind)
         if kind == _PUBLISH and root_data(t, da, db, count, page, nvec):
             t.nops += 1
             continue
@@ -99,7 +134,9 @@ def parse(t: Transaction, data: bytes) -> None:
             show(t, da, nvec)
             t.nops += 1
             continue
-        shadow = shadow_of(t, da)
+        shadow = shadow_of(t, da, kind == _WRITEB)
+        if kind == _WRITEB and part != NO_PARTITION:
+            raise BogusPartition("writeb changes bytes that are in no partition")
         touched = touch(t, shadow, part)
         for _ in range(nvec):
             if at + VECTOR_HEADER.size > size:
@@ -112,24 +149,44 @@ def parse(t: Transaction, data: bytes) -> None:
             at += nbytes + -nbytes % 8
         if kind == _SET_TYPE:
             shadow.set_type = True
-        elif kind != _MODIFY:
+        elif kind >= _ADD_EDGE:
+            claim(t, kind, touched, db, count, type_id, page)
+        elif kind != _MODIFY and kind != _WRITEB:
             name_extent(t, kind, touched, db, count, type_id, page, flags)
         t.nops += 1
     if not t.nops:
         raise BadCall("a transaction without operations")
 
 
-def shadow_of(t: Transaction, da: cython.ulonglong) -> Shadow:
-    """The shadow of the block at `da`, made at first use after the checks that concern the block as a whole."""
+def check_shape(t: Transaction, call: int) -> None:
+    """A call that is one operation takes those of its kind alone."""
+    if tuple(kind for kind in t.kinds if kind != _WITNESS) not in SHAPES[call]:
+        raise BadCall(f"{CallNumber(call).name.lower()} takes {' or '.join(map(_kind_names, SHAPES[call]))}")
+    if call == CallNumber.SWAP:
+        one, other = t.claims
+        if (one.source, other.source) != (other.touched.shadow.entry.key, one.touched.shadow.entry.key):
+            raise BadCall("swap takes two moves, each from where the other goes")
+
+
+def _kind_names(kinds: tuple[OpKind, ...]) -> str:
+    return " and ".join(kind.name for kind in kinds)
+
+
+def shadow_of(t: Transaction, da: cython.ulonglong, plain: cython.bint) -> Shadow:
+    """The shadow of the block at `da`, made at first use after the checks that concern the block as a whole.
+
+    With `plain` it may be plain data, which is changed as it is: nothing asks what it says."""
     shadow = t.shadows.get(da >> 12)
     if shadow is not None:
+        if shadow.plain and not plain:
+            raise WrongType(f"block {shadow.entry.db} is not structured metadata")
         return shadow
     device = on_device(t, da)
     child = t.children.get(da >> 12 & (1 << 44) - 1)
     if child is not None:
         shadow = Shadow(child, ZEROS, True)
     else:
-        entry = device.metadata(da)
+        entry = written(device, da) if plain else device.metadata(da)
         assert entry.access is not None
         if t.capability not in entry.access.write:
             raise BadCapability(f"the capability does not allow writing block {entry.db}")
@@ -154,6 +211,14 @@ def show(t: Transaction, da: cython.ulonglong, nvec: cython.long) -> None:
         if t.capability not in entry.access.read:
             raise BadCapability(f"the capability does not allow reading block {entry.db}")
     t.witnesses.append(da >> 12)
+
+
+def written(device: Device, da: cython.ulonglong) -> Cached:
+    """The block at `da` that WRITEB changes, in core.  Raises NotInCore."""
+    entry = device.get(da >> 12 & (1 << 44) - 1)
+    if entry is None or not entry.flags & _VALID:
+        raise NotInCore(f"block {da >> 12 & (1 << 44) - 1} is not in the registry")
+    return entry
 
 
 def on_device(t: Transaction, da: int) -> Device:
@@ -185,8 +250,11 @@ def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: by
     if not data:
         return
     xtype = shadow.entry.xtype
-    assert xtype is not None and xtype.template is not None
-    if part == NO_PARTITION:
+    assert xtype is not None
+    if shadow.plain:
+        if end > BLOCK:
+            raise BogusPartition(f"bytes {offset} to {end} are not in one block")
+    elif part == NO_PARTITION:
         shadow.loose = True
         if end > BLOCK or any(
             start < end and offset < start + length for regions in xtype.template.regions for start, length in regions
@@ -203,6 +271,16 @@ def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: by
     first = offset // SECTOR
     last = (end - 1) // SECTOR
     shadow.changed |= (2 << last) - (1 << first)
+
+
+def claim(t: Transaction, kind: int, touched: Touched | None, db: int, count: int, type_id: int, source: int) -> None:
+    """What the operation says of its partition, to be checked when all is known (TXN-8)."""
+    if touched is None:
+        raise BogusPartition("only a partition can own blocks or refer to something")
+    if kind == _MOVE and not count:
+        raise BadCall("a move of no blocks")
+    change = {_ADD_EDGE: 1, _DROP_EDGE: -1}.get(kind, 0)
+    t.claims.append(Claim(touched, t.nops, db, count, type_id, source >> 12, change))
 
 
 def name_extent(

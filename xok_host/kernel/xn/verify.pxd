@@ -1,7 +1,7 @@
 # C-level declarations of verify.py.
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached
-from xok_host.kernel.xn.shadow cimport Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.shadow cimport Claim, Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types cimport XnType
 
 
@@ -10,6 +10,7 @@ cpdef question(Transaction t)
 cpdef ownership(Transaction t)
 cpdef references(Transaction t)
 cpdef frees(Transaction t)
+cpdef claims(Transaction t)
 cdef remembered(Touched touched)
 cdef compare(Transaction t)
 cdef Py_ssize_t one_more(before, after)

@@ -15,7 +15,7 @@ from xok_host.abi.types import Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.xn import udf
 from xok_host.kernel.xn.registry import Cached
-from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, NO_PARTITION, Claim, Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types import XnType
 
 UDF_BUDGET = 1 << 22
@@ -31,7 +31,7 @@ def modifications(t: Transaction) -> None:
     xtype: XnType
     for shadow in t.shadows.values():
         xtype = shadow.entry.xtype
-        if not shadow.changed:
+        if not shadow.changed or shadow.plain:
             continue
         template = xtype.template
         if template.discriminators and not shadow.set_type:
@@ -297,6 +297,42 @@ def balance(t: Transaction, target: int, parts: list[tuple[int, Touched]], delta
     if delta < 0:
         for loser in losers:
             after(t, counter, loser)
+
+
+def claims(t: Transaction) -> None:
+    """TXN-8: what MOVE, ADD_EDGE and DROP_EDGE say."""
+    claim: Claim
+    edges: dict[tuple[int, int, int], int] = {}
+    for claim in t.claims:
+        if claim.change:
+            at = (claim.touched.shadow.entry.key, claim.touched.part, claim.db)
+            edges[at] = edges.get(at, 0) + claim.change
+    for claim in t.claims:
+        touched = claim.touched
+        where = f"partition {touched.part} of block {touched.shadow.entry.db}"
+        if claim.change:
+            changes = dict(udf.reference_changes(remembered(touched)[1], touched.references))
+            said = edges[touched.shadow.entry.key, touched.part, claim.db]
+            if changes.get(claim.db, 0) != said:
+                t.at = claim.at
+                raise BogusUpdate(
+                    f"{where}: references to {claim.db:#x} change by {changes.get(claim.db, 0)}, not {said}"
+                )
+        elif not moved_to(t, claim):
+            t.at = claim.at
+            raise BogusUpdate(f"{claim.count} blocks at {claim.db} do not move from block {claim.source} to {where}")
+
+
+def moved_to(t: Transaction, claim: Claim) -> bool:
+    """Whether the whole extent left the block that the claim names, and is its partition's now."""
+    touched = claim.touched
+    if touched.gained is None or not udf.owns(touched.gained, claim.db, claim.count, claim.type):
+        return False
+    arrived = 0
+    for loser, gainer, db, count in t.moved:
+        if gainer is touched and loser.shadow.entry.key == claim.source:
+            arrived += max(0, min(db + count, claim.db + claim.count) - max(db, claim.db))
+    return arrived == claim.count
 
 
 def after(t: Transaction, later: Touched, earlier: Touched) -> None:
