@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from xok_host.abi import errors as e
+from xok_host.abi.declare import Structure, chars, u32, u64
 
 
 class CallNumber(IntEnum):
@@ -181,8 +182,20 @@ def unpack_extents(data: bytes) -> list[tuple[int, int, int]]:
     return list(EXTENT.iter_unpack(data))
 
 
+CATALOGUE_FIELDS = Structure(
+    "catalogue entry",
+    chars("name", 64, "UTF-8, zeros behind it; empty: no entry"),
+    u64("db", "first block"),
+    u32("count", "blocks"),
+    u32("type", "type id: of a root, or that the type has"),
+    u64("capability", "of the tree"),
+    u32("kind", "1 root, 2 type, 3 reserved type"),
+    u32("uid", "owner"),
+    u64("flags", "bit 0: reconstruction tainted the tree; bits 32 to 63: type id that raw blocks will have"),
+)
 CATALOGUE_ENTRY = struct.Struct("<64sQIIQIIQ")
-"""name, first block, blocks, type id, capability id, kind (1 root, 2 type, 3 reserved type), owner uid, flags."""
+"""`CATALOGUE_FIELDS`, for speed."""
+assert CATALOGUE_ENTRY.size == CATALOGUE_FIELDS.size
 
 
 @dataclass(slots=True, frozen=True)

@@ -52,7 +52,7 @@ CATALOGUE_SECTOR = Structure(
     u32("magic", "`XNCz`"),
     u32("checksum", "CRC-32 of the sector with this field zero"),
     u64("sequence"),
-    array("entries", Structure("entry", chars("raw", CATALOGUE_ENTRY.size, "see abi/calls.py CATALOGUE_ENTRY")), 4),
+    array("entries", Structure("entry", chars("raw", CATALOGUE_ENTRY.size, "catalogue entry, below")), 4),
     size=SECTOR,
 )
 CATALOGUE_BLOCKS = 8
