@@ -71,5 +71,26 @@ def test_example_runs() -> None:
     assert extents(accepted.owns(block, 2)) == [(9, 2, 1)]
 
 
+def test_example_in_python_runs() -> None:
+    import linecache
+
+    from xok_host.abi import restrict
+    from xok_host.kernel.xn.interp import Program
+
+    text = PAGE.read_text()
+    example = next(found for found in re.findall(r"```python\n(.*?)```", text, re.S) if "@udf" in found)
+    linecache.cache["<example>"] = (len(example), None, example.splitlines(keepends=True), "<example>")
+    names: dict[str, object] = {"__name__": "example"}
+    exec(compile(example, "<example>", "exec"), names)
+    refs = names["refs"]
+    assert isinstance(refs, restrict.Udf)
+    block = bytearray(4096)
+    block[512:522] = b"\x09\x00\x01\x02a\x02\x03bc\x07"
+    said = [(5 << 12) + 512 + slot * 128 for slot in (2, 3)]
+    assert Program(refs.program).run(block, 1, r5=5 << 12)[1] == [(da, 1, 0) for da in said]
+    assert refs.python(block, 1, r5=5 << 12)[1] == [(da, 1, 0) for da in said]
+    assert f"({restrict.MAX_INLINED} calls, {restrict.MAX_DEPTH} deep)" in " ".join(text.split())
+
+
 if __name__ == "__main__":
     PAGE.write_text(current(PAGE.read_text()))

@@ -23,7 +23,7 @@ What a UDF is given: the instance's bytes at META, and the inputs `f.length`, `f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Union
 
 from xok_host.abi.declare import Structure
@@ -354,8 +354,13 @@ class Function:
     def var(self, value: Operand) -> Var:
         """Evaluate now; the variable lives until the enclosing block ends."""
         expression = _expr(value)
-        variable = Var(self._free.pop() if self._free else self._fresh())
+        variable = self.declare()
         self._assign(variable, expression)
+        return variable
+
+    def declare(self) -> Var:
+        """A variable without a value yet: what it holds before it is first set means nothing."""
+        variable = Var(self._free.pop() if self._free else self._fresh())
         self._scopes[-1].append(variable)
         return variable
 
@@ -475,6 +480,26 @@ class Function:
 
     def continue_(self) -> None:
         self._asm.jump(self._loops[-1][0])
+
+    # Jumps by name, for compilers (xok_host.abi.restrict)
+
+    def label(self) -> str:
+        """A new place that `here` will name."""
+        return self._label()
+
+    def here(self, label: str) -> None:
+        self._asm.label(label)
+
+    def goto(self, label: str) -> None:
+        self._asm.jump(label)
+
+    def goto_if(self, condition: Cond, label: str, when: bool = True) -> None:
+        """Jump there if the condition is `when`."""
+        self._branch(condition, label, when)
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Variables made in this block give their places back at its end."""
+        return self._scope()
 
     def finish(self) -> bytes:
         """The program: inputs moved to their homes, the statements, and an exit with r0 = 0."""
@@ -601,6 +626,18 @@ class Function:
                 self._asm.label(skip)
         else:
             raise TypeError(f"not a condition: {condition!r}")
+
+
+def registers_needed(expression: Expr) -> int:
+    """How many registers evaluation takes besides the one for the value: an emit's last argument has three."""
+    if isinstance(expression, Load):
+        return registers_needed(_split(expression.address)[0])
+    if isinstance(expression, Binary):
+        right = expression.right
+        at_hand = isinstance(right, Const) and -(1 << 31) <= right.signed < 1 << 31
+        at_hand = at_hand or (isinstance(right, Var) and isinstance(right.home, Reg))
+        return max(registers_needed(expression.left), 0 if at_hand else 1 + registers_needed(right))
+    return 0
 
 
 def _is_var_plus(expression: Expr) -> bool:
