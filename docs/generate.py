@@ -22,6 +22,7 @@ from xok_host.abi.calltable import CALLS, COMMON, Call  # noqa: E402
 from xok_host.abi.declare import Structure  # noqa: E402
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_FIRST_LIBFS  # noqa: E402
 from xok_host.kernel.xn import format as xn  # noqa: E402
+from xok_host.kernel.xn.privileged import PRIVILEGED  # noqa: E402
 
 COMMAND = "python docs/generate.py"
 GROUPS = (
@@ -65,6 +66,15 @@ def _call(call: Call) -> list[str]:
 
 def common_failures() -> str:
     return "".join(f"* `{error.__name__}`: {why}\n" for error, why in COMMON.items())
+
+
+def privileged_calls() -> str:
+    lines = []
+    for name, (doc, fails) in PRIVILEGED.items():
+        lines += [f"**`{name}`**", "", doc, ""]
+        lines += [f"* fails with `{error.__name__}` if {why}" for error, why in fails.items()]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def error_table() -> str:
@@ -146,6 +156,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "common failures": common_failures,
         "calls": call_reference,
         "operations": operations,
+        "privileged": privileged_calls,
         "errors": error_table,
     },
     "disk-format.md": {

@@ -7,12 +7,12 @@ import secrets
 import stat
 
 from xok_host.abi.errors import BadDisk, XokError
-from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_FIRST_LIBFS
+from xok_host.abi.types import BLOCK
 from xok_host.host import signature
 from xok_host.host.blockdev import MIN_BLOCKS, open_disk
 from xok_host.host.disk import Disk
 from xok_host.host.reconstruct import put_sectors
-from xok_host.kernel.xn.format import fresh_sectors, layout
+from xok_host.kernel.xn import privileged
 
 
 class ForeignData(XokError):
@@ -82,10 +82,5 @@ def _check_existing(path: str, size: int | None, force: bool) -> None:
 
 
 def _write(disk: Disk) -> None:
-    superblock = layout(disk.nblocks, secrets.token_bytes(16), TYPE_FIRST_LIBFS)
-    last = (disk.nblocks - 1) * SECTORS
-    blank = bytes(SECTOR)
-    # Everything else first, made durable, and the superblocks last: a disk half formatted is not an XN disk.
-    put_sectors(disk, {0: blank, last: blank, **fresh_sectors(superblock)}, BadDisk)
-    raw = superblock.pack()
-    put_sectors(disk, {0: raw, last: raw}, BadDisk)
+    for step in privileged.format(disk.nblocks, secrets.token_bytes(16)):
+        put_sectors(disk, step, BadDisk)

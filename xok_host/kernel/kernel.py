@@ -8,8 +8,8 @@ The host gives memory, tables and randomness, and drives it in turns:
     kernel.io_done(token, errno)                     for each that ended
     while kernel.completions: …                      (env id, cookie, code, r0, r1, data); cookie 0: an event
 
-Disks: `format_sectors` is written to a fresh disk; `start_device(dev, nblocks, then)` and `stop_device(dev, then)` run
-through the same requests and call `then(error or None)` at their end.
+Disks: `privileged.format` says what is written to a fresh disk; `start_device(dev, nblocks, then)` and
+`stop_device(dev, then)` run through the same requests and call `then(error or None)` at their end.
 
 KERNEL-1  Everything that an environment holds is in its record and is released by `destroy_environment`, at any moment.
 KERNEL-2  A call that is refused has changed nothing.
@@ -30,14 +30,12 @@ from xok_host.kernel.env import MAX_PENDING, Environment
 from xok_host.kernel.pages import Access, Arena, Chunk, Memory, Pages
 from xok_host.kernel.request import IoRequest
 from xok_host.kernel.tables import Counters, Tables
-from xok_host.kernel.xn import startup
+from xok_host.kernel.xn import privileged
 from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
 from xok_host.kernel.xn.locks import Locks
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
-from xok_host.kernel.xn.startup import Then, format_sectors
-
-__all__ = ["Kernel", "format_sectors"]
+from xok_host.kernel.xn.startup import Then
 
 _CHAIN = int(EntryFlag.CHAIN)
 
@@ -137,14 +135,12 @@ class Kernel:
         return found
 
     def start_device(self, dev: int, nblocks: int, then: Then) -> None:
-        """Read XN's structures and make the disk active; `then` gets None, BadDisk, NotClean or MediaError."""
-        start = startup.Start(self, dev, nblocks, then)
-        self.starting[dev] = start.device
-        start.begin()
+        """Read XN's structures and make the disk active; `then` gets None or how `privileged.init` failed."""
+        privileged.init(self, dev, nblocks, then)
 
     def stop_device(self, dev: int, then: Then) -> None:
-        """Orderly shutdown of a disk; `then` gets None, InUse (dirty blocks) or MediaError."""
-        startup.stop(self, self.device(dev), then)
+        """Orderly shutdown of a disk; `then` gets None or how `privileged.shutdown` failed."""
+        privileged.shutdown(self, dev, then)
 
     def add_handler(self, number: int, handler: Handler) -> None:
         """Calls that another part serves (filters)."""

@@ -26,10 +26,11 @@ from xok_host.abi.types import BLOCK, CHUNK_PAGES, SECTOR, SECTORS, Right, page_
 from xok_host.abi.views import CountersView, FreeMapView, RegistryView
 from xok_host.kernel.capability import Capability
 from xok_host.kernel.env import Environment
-from xok_host.kernel.kernel import Kernel, format_sectors
+from xok_host.kernel.kernel import Kernel
 from xok_host.kernel.pages import PlainMemory
 from xok_host.kernel.request import IoOp, IoRequest
 from xok_host.kernel.tables import PlainTables
+from xok_host.kernel.xn import privileged
 
 DEV = 1
 """Number of the one device."""
@@ -268,9 +269,10 @@ class LocalXok:
         self._entries = entries
         if format:
             identity = self.numbers().to_bytes(8, "little") * 2
-            for sector, raw in format_sectors(self.disk.nblocks, identity).items():
-                self.disk.write_sectors(sector, raw)
-            self.disk.flush()
+            for step in privileged.format(self.disk.nblocks, identity):
+                for sector, raw in step.items():
+                    self.disk.write_sectors(sector, raw)
+                self.disk.flush()
         self._boot()
 
     def _boot(self) -> None:

@@ -1,6 +1,7 @@
 """Reconstruction after an unclean stop (thesis 4.5): walk every tree from its root and see what the disk really holds.
 
     report = reconstruct(read_block, nblocks)        reads only; `read_block(db)` gives 4096 bytes, or MediaError
+    report.mod_refcnt(da, delta, writes)             a patch program mends a count that was found wrong
     for sector, raw in repair(report): …             what to write so that the disk starts again
 
 RECOVER-1  The free map that comes out is exact: in use is what XN itself, the catalogue and the trees use.
@@ -11,13 +12,22 @@ RECOVER-3  Nothing that the disk says is trusted: blocks may be owned twice, poi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from xok_host.abi.calls import CatalogueEntry
-from xok_host.abi.errors import BadDisk, MediaError, XokError
-from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_FIRST_LIBFS, TYPE_XN_DB, TYPE_XN_TYPE, disk_address
-from xok_host.kernel.xn import types, udf
+from xok_host.abi.errors import BadCall, BadDisk, MediaError, NotFound, XokError
+from xok_host.abi.types import (
+    BLOCK,
+    SECTOR,
+    SECTORS,
+    TYPE_FIRST_LIBFS,
+    TYPE_XN_DB,
+    TYPE_XN_TYPE,
+    da_block,
+    disk_address,
+)
+from xok_host.kernel.xn import privileged, types, udf
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, Catalogue
 from xok_host.kernel.xn.format import BYTES_PER_SECTOR, Superblock, layout, newest, pack_freemap_sector, reserve
 from xok_host.kernel.xn.freemap import FreeMap
@@ -37,6 +47,8 @@ class Violation:
     root: str
     db: int
     detail: str
+    da: int = 0
+    """Of the element, if it is about one."""
 
     def __str__(self) -> str:
         return f"{self.root}: block {self.db}: {self.detail}"
@@ -63,6 +75,11 @@ class Report:
     free: int = 0
     trees: dict[str, int] = field(default_factory=dict)
     """Blocks of each root's tree."""
+    wrong_counts: dict[int, tuple[str, int, int, XnType]] = field(default_factory=dict)
+    """Elements whose count is not their number of references: root, count, references, type of the block."""
+    patches: dict[int, bytes] = field(default_factory=dict)
+    """Blocks that patch programs changed."""
+    read: ReadBlock = field(default=lambda db: bytes(BLOCK), repr=False)
 
     @property
     def sound(self) -> bool:
@@ -73,13 +90,38 @@ class Report:
     def tainted(self) -> set[str]:
         return {violation.root for violation in self.violations}
 
+    def mod_refcnt(self, da: int, delta: int, writes: Sequence[tuple[int, bytes]]) -> None:
+        """`privileged.mod_refcnt` on what the disk holds; `repair` writes it.  When the count is right afterwards, the
+        violation is gone.  Only counts that were found wrong can be changed."""
+        if da not in self.wrong_counts:
+            raise NotFound(f"nothing is wrong with the count of {da:#x}")
+        root, count, references, xtype = self.wrong_counts[da]
+        db = da_block(da)
+        meta = self.patches.get(db) or self.read(db)
+        self.patches[db] = privileged.mod_refcnt(xtype, meta, da, delta, writes)
+        del self.wrong_counts[da]
+        self.over_counts = [known for known in self.over_counts if known[1] != da]
+        self.violations = [known for known in self.violations if (known.kind, known.da) != ("under-count", da)]
+        self.judge(da, root, count + delta, references, xtype)
+
+    def judge(self, da: int, root: str, count: int, references: int, xtype: XnType) -> None:
+        """RECOVER-2, for one element."""
+        if count == references:
+            return
+        self.wrong_counts[da] = (root, count, references, xtype)
+        if count > references:
+            self.over_counts.append((root, da, count, references))
+        else:
+            detail = f"element {da:#x} has {references} references and counts {count}"
+            self.violations.append(Violation("under-count", root, da_block(da), detail, da))
+
 
 class _Walk:
     def __init__(self, read_block: ReadBlock, report: Report) -> None:
         self._read = read_block
         self._report = report
         self._types: dict[int, XnType] = types.builtin()
-        self._counts: dict[int, tuple[str, int]] = {}
+        self._counts: dict[int, tuple[str, int, XnType]] = {}
         self._references: dict[int, list[str]] = {}
         self._owner: dict[int, str] = {}
 
@@ -99,19 +141,16 @@ class _Walk:
     def _claim(self, root: str, db: int, count: int) -> bool:
         """Mark as in use; False (and a violation) if part of it is not on the disk or somebody's already."""
         report = self._report
-        if db < report.superblock.first or db + count > report.superblock.nblocks - 1:
-            self._violation("range", root, db, f"{count} blocks lie outside the disk or in XN's own structures")
+        try:
+            taken = privileged.db_alloc(report.superblock, report.bits, db, count)
+        except BadCall as error:
+            self._violation("range", root, db, error.detail)
             return False
-        bits = report.bits
-        good = True
-        for block in range(db, db + count):
-            if bits[block >> 3] >> (block & 7) & 1:
-                good = False
-                self._violation("double", root, block, "is owned twice")
-            bits[block >> 3] |= 1 << (block & 7)
+        for block in taken:
+            self._violation("double", root, block, "is owned twice")
         report.blocks += count
         report.trees[root] = report.trees.get(root, 0) + count
-        return good
+        return not taken
 
     def _load_type(self, entry: CatalogueEntry) -> None:
         if not self._claim(entry.name, entry.db, entry.count):
@@ -167,23 +206,16 @@ class _Walk:
             for target in references:
                 self._references.setdefault(target, []).append(root)
             for target, count in counts.items():
-                self._counts[target] = (root, count)
+                self._counts[target] = (root, count, xtype)
         return children
 
     def _compare_counts(self) -> None:
         for target, roots in self._references.items():
-            known = self._counts.get(target)
-            if known is None:
-                self._violation(
-                    "dangling", roots[0], target >> 12 & (1 << 44) - 1, f"a reference to {target:#x} leads nowhere"
-                )
-            elif len(roots) > known[1]:
-                detail = f"element {target:#x} has {len(roots)} references and counts {known[1]}"
-                self._violation("under-count", known[0], target >> 12 & (1 << 44) - 1, detail)
-        for target, (root, count) in self._counts.items():
+            if target not in self._counts:
+                self._violation("dangling", roots[0], da_block(target), f"a reference to {target:#x} leads nowhere")
+        for target, (root, count, xtype) in self._counts.items():
             references = len(self._references.get(target, ()))
-            if references < count:
-                self._report.over_counts.append((root, target, count, references))
+            self._report.judge(target, root, count, references, xtype)
 
 
 def read_catalogue(read_block: ReadBlock, nblocks: int) -> tuple[Superblock, Catalogue]:
@@ -205,7 +237,7 @@ def reconstruct(read_block: ReadBlock, nblocks: int) -> Report:
     superblock, catalogue = read_catalogue(read_block, nblocks)
     bits = bytearray(superblock.freemap_blocks * SECTORS * BYTES_PER_SECTOR)
     reserve(bits, superblock)
-    report = Report(superblock, catalogue, bits, superblock.clean)
+    report = Report(superblock, catalogue, bits, superblock.clean, read=read_block)
     _Walk(read_block, report).run()
     _compare_maps(read_block, report)
     return report
@@ -233,8 +265,11 @@ def _compare_maps(read_block: ReadBlock, report: Report) -> None:
 
 
 def repair(report: Report) -> Iterator[tuple[int, bytes]]:
-    """(sector, 512 bytes) to write, in this order: the exact map, taint marks, then clean superblocks."""
+    """(sector, 512 bytes) to write, in this order: patches, the exact map, taint marks, then clean superblocks."""
     superblock = report.superblock
+    for db, patched in report.patches.items():
+        for sector in range(SECTORS):
+            yield db * SECTORS + sector, patched[sector * SECTOR : sector * SECTOR + SECTOR]
     for index in range(superblock.freemap_blocks * SECTORS):
         at = index * BYTES_PER_SECTOR
         yield superblock.freemap * SECTORS + index, pack_freemap_sector(index, report.bits[at : at + BYTES_PER_SECTOR])

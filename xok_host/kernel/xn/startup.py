@@ -1,4 +1,4 @@
-"""A disk's way into and out of use: format, start, stop.  Each is a chain of I/O that ends in `then(error or None)`.
+"""A disk's way into and out of use: chains of I/O that `privileged` begins, and that end in `then(error or None)`.
 
 START-1  A disk that was not shut down in order does not start: it is reconstructed first (`recover`).
 START-2  Before anything else is written to a started disk, both superblocks say that it is in use.
@@ -14,7 +14,7 @@ from xok_host.abi.errors import BadDisk, InUse, MediaError, NotClean, XokError
 from xok_host.abi.types import SECTOR, SECTORS, TYPE_FIRST_LIBFS
 from xok_host.kernel.xn.catalogue import Catalogue
 from xok_host.kernel.xn.device import Device
-from xok_host.kernel.xn.format import Superblock, fresh_sectors, layout, newest
+from xok_host.kernel.xn.format import Superblock, layout, newest
 from xok_host.kernel.xn.pending import Pending
 
 if TYPE_CHECKING:
@@ -24,18 +24,6 @@ Then = Callable[[XokError | None], None]
 
 READ_BATCH = 256
 """Blocks of XN's own structures that are read at once."""
-
-
-def format_sectors(nblocks: int, identity: bytes) -> dict[int, bytes]:
-    """Everything that a fresh disk needs: sector number to its 512 bytes.  The superblocks come last in order.
-
-    Raises BadDisk when the disk is too small.
-    """
-    superblock = layout(nblocks, identity, TYPE_FIRST_LIBFS)
-    sectors = fresh_sectors(superblock)
-    sectors[(nblocks - 1) * SECTORS] = superblock.pack()
-    sectors[0] = superblock.pack()
-    return sectors
 
 
 class Start:
