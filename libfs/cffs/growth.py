@@ -11,7 +11,6 @@ import errno
 from libfs.api import NotInCore
 from libfs.cffs import layout, sector
 from libfs.cffs.inode import Node
-from libfs.cffs.names import MAX_GAINED
 from libfs.cffs.removing import MAX_DYING_EXTENTS
 from libfs.cffs.settle import Settling, Steps
 from libfs.cffs.volume import EXCLUSIVE
@@ -90,7 +89,10 @@ class Growing(Settling):
         node.level = level
         node.flags |= layout.GROWING
         self.touch(node)
-        places = {base: self._blocks_for(node, base, len(sectors)) for base, sectors in packed.items()}
+        places: dict[int, list[int]] = {}
+        for base, sectors in packed.items():
+            places[base] = yield from self.until_in_core(self._blocks_for, ino, level, base, len(sectors))
+        node = yield from self.until_in_core(self.node, ino)
         yield from self.synchronise_steps()
         for base, sectors in packed.items():
             for number, names in enumerate(sectors):
@@ -143,26 +145,22 @@ class Growing(Settling):
             used += need
         return sectors
 
-    def _blocks_for(self, node: Node, base: int, sectors: int) -> list[int]:
-        """Blocks of a bucket for that many sectors, allocated if they are not there."""
+    def _blocks_for(self, ino: int, level: int, base: int, sectors: int) -> list[int]:
+        """Blocks of a bucket of the new level for that many sectors, allocated if they are not there."""
         count = (sectors + 7) // 8
         if count > layout.BUCKET:
             raise OSError(errno.ENOSPC, "too many names of one hash")
+        node = self.node(ino)
         extents = self.extents(node)
+        if not node.growing:
+            node.level = level
+            node.flags |= layout.GROWING
+            self.touch(node)
         blocks = []
         for logical in range(base, base + count):
             db, _ = extents.find(logical)
             if not db:
-                db, node.group = self.grouping.small(node.group, node.ino >> 5)
-                self.free -= 1
-                extents.insert(logical, 1, db)
-                node.gained.append((db, logical))
-                self.touch(node)
-                self.new_blocks[db] = node.ino
-                self.homes[db] = node.ino
-                self.order.add_child(node.ino >> 2, db)
-                if len(node.gained) >= MAX_GAINED:
-                    self.cross()
+                db = self.gain_block(node, logical)
             blocks.append(db)
         return blocks
 

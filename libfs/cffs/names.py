@@ -20,8 +20,6 @@ from libfs.cffs.volume import EXCLUSIVE, Volume
 from xok_host.abi.types import TYPE_XN_DB
 
 NAME_MAX = layout.NAME_MAX
-MAX_GAINED = 12
-"""New blocks of one directory that may wait to cross."""
 LIST_AHEAD = 1024
 """Names of a listing whose inodes are fetched together."""
 _NO_SLOT = -1
@@ -225,7 +223,7 @@ class Names(Volume):
         return self._new_block(node, directory, bucket) << 3
 
     def _new_block(self, node: Node, directory: Directory, bucket: Bucket) -> int:
-        """One more block for the bucket: chosen here, allocated when it crosses."""
+        """One more block for the bucket."""
         extents = self.extents(node)
         for logical in range(bucket.base, bucket.base + layout.BUCKET):
             if not extents.find(logical)[0]:
@@ -235,19 +233,37 @@ class Names(Volume):
                 raise OSError(errno.ENOSPC, "the directory is full")
             raise NotInCore([Grow(node.ino)])
         self.reserve(1)
-        if len(node.gained) >= MAX_GAINED:
-            self.cross_early()
+        db = self.gain_block(node, logical)
+        for key in range(db << 3, (db << 3) + 8):
+            bucket.space[key] = 3 * layout.INODE_BYTES - layout.HEADER_BYTES
+        directory.places[db] = bucket
+        return db
+
+    def gain_block(self, node: Node, logical: int) -> int:
+        """One more block for a directory: XN has given it to us before an inode number names it (VOL-3).
+
+        Everything else crosses first, so that a refusal concerns nothing but this.  Raises NotInCore when it must be
+        tried again: a synchronisation is writing (CFFS-5), or another environment was faster."""
+        if self.writing:
+            raise NotInCore([])
+        self.cross()
+        if self.nodes.get(node.ino) is not node:
+            raise NotInCore([])  # the directory itself was refused
         db, node.group = self.grouping.small(node.group, node.ino >> 5)
         self.free -= 1
-        extents.insert(logical, 1, db)
+        self.extents(node).insert(logical, 1, db)
         node.gained.append((db, logical))
         self.dirty[node.ino] = node
         self.new_blocks[db] = node.ino
         self.homes[db] = node.ino
         self.order.add_child(node.ino >> 2, db)
-        for key in range(db << 3, (db << 3) + 8):
-            bucket.space[key] = 3 * layout.INODE_BYTES - layout.HEADER_BYTES
-        directory.places[db] = bucket
+        errors, self.errors = self.errors, {}
+        self.cross()
+        refused, self.errors = self.errors, errors
+        for error in refused.values():
+            if error.errno == errno.EBUSY:
+                raise NotInCore([])
+            raise error
         return db
 
     def link(self, ino: int, parent: int, name: bytes) -> Attr:
@@ -272,19 +288,23 @@ class Names(Volume):
     def _place_for_name(
         self, node: Node, directory: Directory, bucket: Bucket, name: bytes, child: Node, prefer: int = -1
     ) -> tuple[int, bytes | None]:
-        """(sector, chain) for another name of an inode: its own sector if that is of this bucket and has room (chain
-        None), else `prefer` or another of the bucket.  Changes nothing that matters."""
+        """(sector, chain) for another name of an inode: `prefer` if that is of this bucket and has room; else the
+        inode's own sector (where chain is None), or another of the bucket.  Changes nothing that matters."""
         if child.nlink >= layout.LINK_MAX:
             raise OSError(errno.EMLINK, f"at most {layout.LINK_MAX} names")
         self.lock(child.home >> 5, EXCLUSIVE)
         inode_key = child.ino >> 2
-        own = self.sector(inode_key).data
-        if inode_key in bucket.space and sector.room_without_slot(own) >= 3 + len(name):
-            return inode_key, None
+        for key in (prefer, inode_key):
+            if key == inode_key and key in bucket.space:
+                if sector.room_without_slot(self.sector(key).data) >= sector.entry_bytes(name, False):
+                    return key, None
+            elif key in bucket.space:
+                chain = self.chain_of(node.ino, child)
+                if sector.room_without_slot(self.sector(key).data) >= sector.entry_bytes(name, True, chain):
+                    return key, chain
+        self.sector(inode_key)
         chain = self.chain_of(node.ino, child)
         need = sector.entry_bytes(name, True, chain)
-        if prefer in bucket.space and sector.room_without_slot(self.sector(prefer).data) >= need:
-            return prefer, chain
         return self._room_away(node, directory, bucket, need), chain
 
     def _add_name(
@@ -375,4 +395,4 @@ class Names(Volume):
         self.cross()
 
 
-__all__ = ["MAX_GAINED", "Names", "bad_name"]
+__all__ = ["Names", "bad_name"]

@@ -58,6 +58,9 @@ class Renaming(Removing):
                 self._check_empty(victim)
         if child.is_directory and parent != new_parent:
             self._check_not_below(child.ino, new_parent)
+            if any(ghost.node.is_directory for ghost in self.ghosts):
+                # On the disk a directory is still at an old name, too: with that one this could close a circle.
+                raise NotInCore([Synchronise()])
         if parent != new_parent or name != new_name:
             self._move(old, source, name, child, new, new_directory, target, new_name, victim)
         now = self.clock()
@@ -108,10 +111,14 @@ class Renaming(Removing):
         grows = len(new_name) - len(name) + (_HIDDEN_BYTES if victim is not None else 0)
         inside = source is target and victim_key == key and sector.room_without_slot(data) >= grows
         version = None
+        prefer = -1
         if not inside and victim is None:
             self._place_for_name(new, new_directory, target, new_name, child)
         if victim is not None:
             if inside or self._fits_instead(new, new_name, child, victim, victim_key):
+                prefer = victim_key
+                if not inside and prefer != inode_key and not self.order.allows(prefer, inode_key):
+                    raise NotInCore([Synchronise()])
                 self._replace(new, target, new_name, victim)
                 if (new.ino, new_name) in self.ghost_names:
                     raise NotInCore([Synchronise()])
@@ -134,19 +141,22 @@ class Renaming(Removing):
             return
         if not child.crossed and key == inode_key and not child.ghosts:
             # Nothing on disk knows the inode yet: its only name may simply be elsewhere.
-            self._add_name(new, new_directory, target, new_name, child, victim_key, version)
+            self._add_name(new, new_directory, target, new_name, child, prefer, version)
             self.erase(key, name, child.ino)
             child.nlink -= 1
             del source.names[name]
             self.refresh_space(source, key)
             return
-        self._add_name(new, new_directory, target, new_name, child, victim_key, version)
+        self._add_name(new, new_directory, target, new_name, child, prefer, version)
         self._ghost(old, source, name, key, child, name)
 
     def _fits_instead(self, new: Node, name: bytes, child: Node, victim: Node, key: int) -> bool:
-        """Whether the new entry fits into the sector `key` of the one it replaces, for then one write does both."""
+        """Whether the new entry fits into the sector `key` of the one it replaces, for then one write does both.
+
+        One of the inodes must be there too: a name that must go before one count falls, and come after another has
+        risen, could have to wait for itself."""
         data = self.sector(key).data
-        if victim.is_directory:
+        if victim.is_directory or key not in (child.ino >> 2, victim.ino >> 2):
             return False
         away = key != child.ino >> 2
         need = sector.entry_bytes(name, away, self.chain_of(new.ino, child) if away else b"")

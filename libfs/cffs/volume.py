@@ -5,7 +5,7 @@ core raise `NotInCore` with requests (requests.py) and have changed nothing.
 
 VOL-1  `homes` maps every directory block ever seen to the directory that owns it; a home never changes.
 VOL-2  In-core inodes and directories are kept only while the lock on their home is held.
-VOL-3  A block in `new_blocks` exists only here: it has been chosen, named in inode numbers, and not crossed.
+VOL-3  A block in `new_blocks` has been chosen and is just crossing: no inode number names it before XN has given it.
 """
 
 from __future__ import annotations

@@ -141,3 +141,53 @@ def remove_all(volume: Volume, directory: int) -> None:
             volume("rmdir", directory, name)
         else:
             volume("unlink", directory, name)
+
+
+@pytest.mark.parametrize("written", range(12))
+def test_a_rename_over_a_name_in_another_sector_never_leaves_none_or_two(written: int) -> None:
+    """The inode's own sector, which its name has left, has room for the new name; the name that it replaces is in
+    another one.  Whatever reaches the disk first, one of both is there."""
+    for kept in (lambda sector: True, lambda sector: sector % 8 == 0, lambda sector: sector % 8 != 0):
+        volume = Volume(1024)
+        directory = volume("mkdir", volume.root, b"d", 0o755, 0, 0).ino
+        files = [volume.file(volume.root, b"n%d" % number, b"%d" % number) for number in range(6)]
+        volume("rename", volume.root, b"n1", directory, b"away")
+        volume.fs.fsync(None)
+        assert files[1] >> 2 != files[5] >> 2
+        volume("rename", directory, b"away", volume.root, b"n5")
+        left = iter(range(written))
+
+        def on_write(left: object = left) -> None:
+            if next(left, None) is None:  # type: ignore[call-overload]
+                raise PowerFails
+
+        volume.xok.disk.on_write = on_write
+        try:
+            volume.fs.fsync(None)
+        except PowerFails:
+            pass
+        volume.xok.disk.on_write = lambda: None
+        report = volume.crash(kept)
+        assert report.sound
+        found = volume.tree()
+        assert found[b"/n5"][1] in (b"1", b"5")
+        assert b"/d/away" in found or found[b"/n5"][1] == b"1"
+
+
+def test_directories_that_change_places_never_make_a_circle() -> None:
+    """A renamed directory is at its old name, too, until that is durably gone: one that moves below it must wait."""
+    volume = Volume(1024)
+    first = volume("mkdir", volume.root, b"first", 0o755, 0, 0).ino
+    second = volume("mkdir", volume.root, b"second", 0o755, 0, 0).ino
+    volume.file(first, b"x")
+    volume.file(second, b"y")
+    volume.fs.fsync(None)
+    volume("rename", volume.root, b"second", first, b"inner")
+    volume("rename", first, b"inner", volume.root, b"outer")
+    volume("rename", volume.root, b"first", second, b"inner")
+    assert set(volume.tree()) == {b"/outer", b"/outer/y", b"/outer/inner", b"/outer/inner/x"}
+    volume.fs.flush()
+    volume.xok.sync()
+    volume.crash()
+    for path in volume.tree():
+        assert path.count(b"/") <= 3, path

@@ -693,3 +693,22 @@ def test_two_mounts_share_through_locks() -> None:
     assert ino in invalidated
     with fails(errno.EROFS):
         other.create(other.root_ino, b"mine", 0o644, 0, 0)
+
+
+def test_two_volumes_on_one_disk_never_choose_the_same_blocks() -> None:
+    """A directory block is ours in XN before its number is in inode numbers that have been answered."""
+    from libfs.cffs import mkfs
+    from libfs.cffs.filesystem import CFFS
+    from xok_host.kernel.local import DEV
+
+    volume = Volume(1024)
+    env = volume.xok.environment()
+    other = CFFS.mount(env, DEV, "other", mkfs.make(env, DEV, "other", clock=volume.clock), clock=volume.clock)
+    for number in range(60):
+        volume.file(volume.root, b"a%d" % number, b"a" * 100)
+        ino = other.complete(other.create, other.root_ino, b"b%d" % number, 0o644, 0, 0).ino
+        other.complete(other.write, ino, 0, b"b" * 5000)
+    volume.fs.fsync(None)
+    other.fsync(None)
+    assert set(volume.listing(volume.root)) == {b"a%d" % number for number in range(60)}
+    volume.check_disk()
