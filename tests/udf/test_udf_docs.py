@@ -71,6 +71,22 @@ def test_example_runs() -> None:
     assert extents(accepted.owns(block, 2)) == [(9, 2, 1)]
 
 
+def test_derived_example_runs() -> None:
+    from xok_host.kernel.xn.template import import_template
+    from xok_host.kernel.xn.udf import extents
+
+    example = next(e for e in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "derive(" in e)
+    names: dict[str, object] = {}
+    exec(example, names)
+    accepted = import_template(names["template"].pack())  # type: ignore[attr-defined]
+    block = bytearray(4096)
+    inode = {"nlink": 1, "kind": 1, "body": {"extents": [{"start": 9, "count": 2}]}}
+    names["SECTOR"].pack_into(block, 1024, used=1, inodes=[inode], names=[{"inode": 77}])  # type: ignore[attr-defined]
+    assert extents(accepted.owns(block, 2)) == [(9, 2, 1)]
+    assert extents(accepted.refs(block, 2, 1 << 56)) == [(77, 1, 0)]
+    assert extents(accepted.refcnt(block, 2, 1 << 56)) == [((1 << 56) + 1024 + 8, 1, 0)]
+
+
 def test_example_in_python_runs() -> None:
     import linecache
 

@@ -19,11 +19,13 @@ from xok_host.abi.restrict import (
     Restricted,
     Udf,
     at,
+    context_at,
     emit,
     emit_cap,
     emit_ref,
     less_signed,
     load,
+    load_context,
     load_new,
     new_at,
     offset_of,
@@ -207,6 +209,10 @@ def acl(before: Any, after: Any, caller: int, now: int) -> int:
     return 1 if load_new(4, 4) <= now else 2
 
 
+def method(before: Any, caller: int) -> int:
+    return (context_at(EXTENT, 16).start ^ load_context(1, 4)) + before.mode
+
+
 def guard(node: Any, tree: int) -> None:
     emit_cap(tree, 3)
     if node.used != 0:
@@ -251,6 +257,14 @@ def test_acl_sees_both(old: bytes, new: bytes, now: int) -> None:
     compiled = udf(acl, before=INODE, after=Place(INODE, new=True))
     both(compiled, old, new=new, r4=int.from_bytes(old[:2], "little"), r5=now)
     assert both(compiled, old, new=new, r4=1 << 20, r5=now) == (0, [])
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.binary(min_size=64, max_size=64), st.binary(min_size=30, max_size=40))
+def test_method_sees_the_context(old: bytes, context: bytes) -> None:
+    compiled = udf(method, before=INODE)
+    said = both(compiled, old, context=context)
+    assert (said is None) == (len(context) < 32)
 
 
 def test_answers_worked_out_by_hand() -> None:

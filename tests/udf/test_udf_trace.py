@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xok_host.abi.ebpf import OPCODES, R0, R1, R2, R3, R6, R10, Assembler, Instruction, Opcode
-from xok_host.abi.udf import META, STACK_BASE, Function, load
+from xok_host.abi.udf import CONTEXT, META, NEW, STACK_BASE, Function, load
 from xok_host.kernel.xn.interp import Program, UdfFault
 from xok_host.kernel.xn.trace import trace
 
@@ -98,7 +98,7 @@ def programs(draw: st.DrawFn) -> bytes:
 @given(programs(), st.binary(max_size=40), st.integers(0, 8), st.booleans())
 def test_any_program(code: bytes, meta: bytes, part: int, narrow: bool) -> None:
     windows = array("Q", [2, 9, 11, 30]) if narrow else None
-    both(code, meta, part, r4=7, r5=1 << 63, budget=300, max_out=5, windows=windows, new=meta[::-1])
+    both(code, meta, part, r4=7, r5=1 << 63, budget=300, max_out=5, windows=windows, new=meta[::-1], context=meta)
 
 
 def test_what_was_read() -> None:
@@ -107,6 +107,14 @@ def test_what_was_read() -> None:
     slow = both(f.finish(), bytes(32))
     assert slow.bytes_read() == [(4, 9), (20, 21)] and slow.bytes_read("NEW") == []
     assert [read[:3] for read in slow.reads] == [("META", 4, 2), ("META", 5, 4), ("META", 20, 1)]
+
+
+def test_all_regions() -> None:
+    f = Function()
+    f.emit(load(META, 1), load(NEW + 1, 1), load(CONTEXT + 2, 1))
+    slow = both(f.finish(), b"a", new=b"bc", context=b"def")
+    assert slow.output == [(ord("a"), ord("c"), ord("f"))] and slow.bytes_read("CONTEXT") == [(2, 3)]
+    assert "META+0" not in str(both(f.finish(), b"a", new=b"bc").fault)
 
 
 def test_a_fault_says_where_and_why() -> None:

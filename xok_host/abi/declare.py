@@ -12,6 +12,10 @@ that read and write a buffer in place, and the table of the format page.
     INODE.unpack(raw).extents[0].block     9
     view = INODE.view(page, 256); view.mode = 0o600; view.extents[1].block
 
+`union("body", "kind", {1: FILE, 2: LINK})` is bytes that mean what the field `kind` says; they are packed, unpacked and
+viewed as that arm.  What a structure owns, refers to and counts can be declared with it: `meaning`, see
+`xok_host.abi.derive`, which makes the template.
+
 Everything is little-endian and unsigned, and nothing is aligned implicitly: padding is a field that one can see.
 """
 
@@ -19,7 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +34,7 @@ _INTEGER_CODE = {1: "<B", 2: "<H", 4: "<I", 8: "<Q"}
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: an integer (`kind` "int"), raw bytes, padding, or a structure; `count` > 0 makes it an array."""
+    """One field: `kind` is "int", "bytes", "pad", "struct" or "union"; `count` > 0 makes it an array."""
 
     name: str
     kind: str
@@ -41,6 +45,10 @@ class Field:
     inner: Structure | None = None
     offset: int = -1
     """Bytes from the start of the structure; set by the declaration."""
+    arms: tuple[tuple[int, Structure], ...] = ()
+    """Of a union: (discriminator's value, what the bytes are then)."""
+    by: str = ""
+    """Of a union: the discriminator, a field of the same structure."""
 
     @property
     def size(self) -> int:
@@ -52,6 +60,7 @@ class Field:
             "int": f"u{self.width * 8}",
             "bytes": f"bytes[{self.width}]",
             "pad": f"pad[{self.width}]",
+            "union": f"union by {self.by}: " + ", ".join(f"{value} {arm.name}" for value, arm in self.arms),
         }.get(self.kind, self.inner.name if self.inner else "")
         return f"{base} × {self.count}" if self.count else base
 
@@ -97,16 +106,26 @@ def array(name: str, element: Structure | Field, count: int, doc: str = "") -> F
     return Field(name, "int", element.width, count, doc)
 
 
+def union(name: str, by: str, arms: Mapping[int, Structure], doc: str = "") -> Field:
+    """Bytes that are one of several structures, as the integer field `by` says; as long as the longest."""
+    if not arms:
+        raise ValueError(f"union {name!r} needs at least one arm")
+    width = max(arm.size for arm in arms.values())
+    return Field(name, "union", width, 0, doc, arms=tuple(sorted(arms.items(), key=lambda arm: arm[0])), by=by)
+
+
 class Structure:
     """A declared structure.  `size` is in bytes; a `size` given is checked against (or padded up from) the fields."""
 
-    __slots__ = ("_by_name", "_view_type", "doc", "fields", "name", "size")
+    __slots__ = ("_by_name", "_view_type", "doc", "fields", "meaning", "name", "size")
 
-    def __init__(self, name: str, *fields: Field, size: int | None = None, doc: str = "") -> None:
+    def __init__(
+        self, name: str, *fields: Field, size: int | None = None, doc: str = "", meaning: Sequence[Any] = ()
+    ) -> None:
         placed: list[Field] = []
         offset = 0
         for field in fields:
-            placed.append(Field(field.name, field.kind, field.width, field.count, field.doc, field.inner, offset))
+            placed.append(replace(field, offset=offset))
             offset += field.size
         if size is not None:
             if offset > size:
@@ -118,10 +137,19 @@ class Structure:
         self.doc = doc
         self.size = offset
         self.fields = tuple(placed)
-        self._by_name = {field.name: field for field in placed if field.name}
+        # Unions last: unpacking one looks at its discriminator.
+        ordered = sorted(placed, key=lambda field: field.kind == "union")
+        self._by_name = {field.name: field for field in ordered if field.name}
         if len(self._by_name) != sum(1 for field in placed if field.name):
             raise ValueError(f"{name}: a field name occurs twice")
+        for field in placed:
+            by = self._by_name.get(field.by) if field.kind == "union" else None
+            if field.kind == "union" and (by is None or by.kind != "int" or by.count):
+                raise ValueError(f"{name}.{field.name}: its discriminator {field.by!r} is no integer field of {name}")
         self._view_type = _view_type(self)
+        self.meaning = tuple(meaning)
+        for item in self.meaning:
+            item.check(self)
 
     def __repr__(self) -> str:
         return f"Structure({self.name!r}, {self.size} bytes)"
@@ -146,7 +174,7 @@ class Structure:
                 base += index * field.width
                 count = 0
             if number + 1 == len(steps):
-                return Field(field.name, field.kind, field.width, count, field.doc, field.inner, base)
+                return replace(field, count=count, offset=base)
             if field.inner is None:
                 raise KeyError(f"{self.name}.{path}: {name} has no fields")
             here = field.inner
@@ -174,7 +202,7 @@ class Structure:
             field = self._by_name[name]
             at = offset + field.offset
             if not field.count:
-                _pack_one(field, buffer, at, value)
+                _pack_one(field, buffer, at, value, values.get(field.by, 0))
                 continue
             if len(value) > field.count:
                 raise ValueError(f"{self.name}.{name}: {len(value)} elements, at most {field.count}")
@@ -191,7 +219,7 @@ class Structure:
             if field.count:
                 values[name] = [_unpack_one(field, buffer, at + i * field.width) for i in range(field.count)]
             else:
-                values[name] = _unpack_one(field, buffer, at)
+                values[name] = _unpack_one(field, buffer, at, values.get(field.by, 0))
         return SimpleNamespace(**values)
 
     def view(self, buffer: Buffer, offset: int = 0) -> Any:
@@ -212,31 +240,40 @@ class Structure:
             lines += [self.doc, ""]
         lines += ["| offset | bytes | type | field | meaning |", "|---:|---:|---|---|---|"]
         lines += [f"| {o} | {s} | {t} | {n or '—'} | {d} |" for o, s, t, n, d in self.rows()]
+        if self.meaning:
+            lines += ["", *(f"* {item}" for item in self.meaning)]
         return "\n".join(lines) + "\n"
 
 
-def _pack_one(field: Field, buffer: bytearray | memoryview, at: int, value: Any) -> None:
+def _arm(field: Field, selected: int) -> Structure | None:
+    """What the bytes of a union are."""
+    return next((arm for value, arm in field.arms if value == selected), None)
+
+
+def _pack_one(field: Field, buffer: bytearray | memoryview, at: int, value: Any, selected: int = 0) -> None:
     if field.kind == "int":
         if not 0 <= value < 1 << field.width * 8:
             raise ValueError(f"{field.name}: {value} does not fit into {field.width} bytes")
         struct.pack_into(_INTEGER_CODE[field.width], buffer, at, value)
-    elif field.kind == "bytes":
+    elif field.kind == "bytes" or (field.kind == "union" and isinstance(value, (bytes, bytearray, memoryview))):
         if len(value) > field.width:
             raise ValueError(f"{field.name}: {len(value)} bytes, at most {field.width}")
         buffer[at : at + len(value)] = value
     else:
-        assert field.inner is not None
+        inner = _arm(field, selected) if field.kind == "union" else field.inner
+        if inner is None:
+            raise ValueError(f"{field.name}: {field.by} is {selected}, for which it has no arm")
         values = value if isinstance(value, Mapping) else vars(value)
-        field.inner.pack_into(buffer, at, **values)
+        inner.pack_into(buffer, at, **values)
 
 
-def _unpack_one(field: Field, buffer: Buffer, at: int) -> Any:
+def _unpack_one(field: Field, buffer: Buffer, at: int, selected: int = 0) -> Any:
     if field.kind == "int":
         return struct.unpack_from(_INTEGER_CODE[field.width], buffer, at)[0]
     if field.kind == "bytes":
         return bytes(buffer[at : at + field.width])
-    assert field.inner is not None
-    return field.inner.unpack(buffer, at)
+    inner = _arm(field, selected) if field.kind == "union" else field.inner
+    return bytes(buffer[at : at + field.width]) if inner is None else inner.unpack(buffer, at)
 
 
 class _View:
@@ -303,6 +340,18 @@ def _property(field: Field) -> property:
             target = _ArrayView(field, self.buffer_, self.base_ + at)
             for index, element in enumerate(value):
                 target[index] = element
+
+    elif field.kind == "union":
+
+        def get(self: _View) -> Any:
+            arm = _arm(field, getattr(self, field.by))
+            start = self.base_ + at
+            return bytes(self.buffer_[start : start + width]) if arm is None else arm._view_type(self.buffer_, start)
+
+        def put(self: _View, value: Any) -> None:
+            start = self.base_ + at
+            self.buffer_[start : start + width] = bytes(width)  # type: ignore[index]
+            _pack_one(field, self.buffer_, start, value, getattr(self, field.by))  # type: ignore[arg-type]
 
     elif inner is not None:
 

@@ -67,11 +67,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "--da", metavar="DA", type=_number, help="disk address of the instance; default: the block's"
         )
         if name == "run":
-            action.add_argument("--new", metavar="FILE", help="acl: the proposed bytes")
+            action.add_argument("--new", metavar="FILE", help="acl, method: the proposed bytes")
+            action.add_argument("--context", metavar="FILE", help="method: what it is told besides")
             action.add_argument(
                 "--capability", metavar="C", type=_number, default=0, help="guard: tree's; acl: caller's"
             )
-            action.add_argument("--time", metavar="NS", type=_number, default=0, help="acl: what it takes for the time")
+            action.add_argument("--time", metavar="NS", type=_number, default=0, help="acl, method: the time")
             action.add_argument("--trace", action="store_true", help="print every instruction with its operands")
 
 
@@ -253,15 +254,17 @@ def _run(source: Source, kind: Kind, options: argparse.Namespace) -> int:
     how: dict[str, Any] = {"windows": windows, "max_out": _MAX_OUTPUT.get(name, MAX_OUTPUT)}
     if name == "access":
         meta, how["windows"] = bytes(template.first_bytes), array("Q")
-    if name in ("guard", "acl"):
+    if name in ("guard", "acl", "method"):
         how["r4"] = options.capability
     if name in ("refs", "refcnt"):
         how["r5"] = _da(options)
-    if name == "acl":
+    if name in ("acl", "method"):
         how["r5"] = options.time
         how["new"] = (
             meta if options.new is None else _read_file(options.new, MAX_BLOCKS * BLOCK).ljust(len(meta), b"\0")
         )
+    if name == "method" and options.context is not None:
+        how["context"] = _read_file(options.context, MAX_BLOCKS * BLOCK)
     if options.trace and not options.json:
         how["on_step"] = _print_step
     result = trace(program, meta, part, **how)

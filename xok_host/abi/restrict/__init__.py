@@ -34,11 +34,13 @@ from xok_host.abi.restrict.source import Restricted, Source, parameters
 from xok_host.abi.restrict.words import (
     Place,
     at,
+    context_at,
     emit,
     emit_cap,
     emit_ref,
     less_signed,
     load,
+    load_context,
     load_new,
     new_at,
     offset_of,
@@ -67,12 +69,13 @@ class Udf:
         part: int = 0,
         *,
         new: bytes | bytearray | memoryview | None = None,
+        context: bytes | bytearray | memoryview | None = None,
         r4: int = 0,
         r5: int = 0,
         windows: list[tuple[int, int]] | None = None,
     ) -> tuple[int, list[tuple[int, int, int]]]:
         """Run the function as Python, with what the program would be given.  Raises `Fault`."""
-        memory = Memory(bytes(meta), None if new is None else bytes(new), windows)
+        memory = Memory(bytes(meta), bytes(new or b""), bytes(context or b""), windows)
         run = Run(memory)
         given = {"part": part, "length": len(meta), "tree": r4, "address": r5}
         arguments: list[Any] = []
@@ -91,7 +94,7 @@ def udf(function: Callable[..., Any] | None = None, /, **places: Place | Structu
     """Compile a function, as a decorator (`@udf`, `@udf(node=Place(NODE))`) or a call (`udf(function, node=NODE)`).
 
     Keywords say where the structures lie that parameters stand for; the other parameters are inputs: `part`, `length`,
-    `tree` (guard), `caller` and `now` (acl), `da` (refs, refcnt).  Raises Restricted."""
+    `tree` (guard), `caller` and `now` (acl, method), `da` (refs, refcnt).  Raises Restricted."""
     given = {name: Place(place) if isinstance(place, Structure) else place for name, place in places.items()}
     if function is None:
         return lambda later: Udf(later, given)
@@ -106,11 +109,13 @@ __all__ = [
     "Restricted",
     "Udf",
     "at",
+    "context_at",
     "emit",
     "emit_cap",
     "emit_ref",
     "less_signed",
     "load",
+    "load_context",
     "load_new",
     "new_at",
     "offset_of",

@@ -18,6 +18,7 @@ from xok_host.abi.restrict import words
 from xok_host.abi.restrict.check import Check, counters, placements
 from xok_host.abi.restrict.source import Restricted, Source, parameters, stored, walk, without_docstring
 from xok_host.abi.udf import (
+    CONTEXT_BASE,
     META_BASE,
     NEW_BASE,
     Cond,
@@ -661,6 +662,8 @@ _WORDS: dict[Any, Any] = {
     words.new_at: lambda c, node: c._at(node, NEW_BASE),
     words.load: lambda c, node: c._load(node, META_BASE),
     words.load_new: lambda c, node: c._load(node, NEW_BASE),
+    words.context_at: lambda c, node: c._at(node, CONTEXT_BASE),
+    words.load_context: lambda c, node: c._load(node, CONTEXT_BASE),
     words.offset_of: _Compiler._offset_of,
 }
 

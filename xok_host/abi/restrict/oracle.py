@@ -22,7 +22,7 @@ from typing import Any
 from xok_host.abi.declare import Field, Structure
 from xok_host.abi.restrict import words
 from xok_host.abi.restrict.source import Source, stored
-from xok_host.abi.udf import META_BASE, NEW_BASE
+from xok_host.abi.udf import CONTEXT_BASE, META_BASE, NEW_BASE
 
 _M64 = (1 << 64) - 1
 MAX_TURNS = 1 << 16
@@ -90,10 +90,10 @@ class U64(int):
 
 
 class Memory:
-    """What the run may read: META, or windows of it, and NEW."""
+    """What the run may read: META, or windows of it, NEW and CONTEXT."""
 
-    def __init__(self, meta: bytes, new: bytes | None, windows: list[tuple[int, int]] | None) -> None:
-        self._meta, self._new = bytes(meta), b"" if new is None else bytes(new)
+    def __init__(self, meta: bytes, new: bytes, context: bytes, windows: list[tuple[int, int]] | None) -> None:
+        self._meta, self._others = meta, {NEW_BASE >> 32: new, CONTEXT_BASE >> 32: context}
         self._windows = [(0, len(meta))] if windows is None else windows
 
     def load(self, address: int, width: int) -> U64:
@@ -102,8 +102,8 @@ class Memory:
             for start, end in self._windows:
                 if start <= at and at + width <= min(end, len(self._meta)):
                     return U64(int.from_bytes(self._meta[at : at + width], "little"))
-        elif address >> 32 == NEW_BASE >> 32 and at + width <= len(self._new):
-            return U64(int.from_bytes(self._new[at : at + width], "little"))
+        elif at + width <= len(self._others.get(address >> 32, b"")):
+            return U64(int.from_bytes(self._others[address >> 32][at : at + width], "little"))
         raise Fault(f"{width} bytes at {address:#x}")
 
 
@@ -155,6 +155,8 @@ class Run:
             words.new_at: lambda structure, offset: View(memory, structure, NEW_BASE + int(offset)),
             words.load: lambda offset, width: memory.load(META_BASE + int(offset) & _M64, int(width)),
             words.load_new: lambda offset, width: memory.load(NEW_BASE + int(offset) & _M64, int(width)),
+            words.context_at: lambda structure, offset: View(memory, structure, CONTEXT_BASE + int(offset)),
+            words.load_context: lambda offset, width: memory.load(CONTEXT_BASE + int(offset) & _M64, int(width)),
             words.offset_of: lambda view: U64(view._base & 0xFFFF_FFFF),
             words.less_signed: lambda a, b: _signed(a) < _signed(b),
             builtins.len: lambda array: U64(len(array)),

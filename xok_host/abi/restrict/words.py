@@ -53,6 +53,16 @@ def load_new(offset: int, width: int) -> int:
     _outside("load_new")
 
 
+def context_at(structure: Structure, offset: int) -> Any:
+    """`method`: the structure at an offset of what it is told besides (`xok_host.abi.method`)."""
+    _outside("context_at")
+
+
+def load_context(offset: int, width: int) -> int:
+    """`method`: the integer at an offset of what it is told besides."""
+    _outside("load_context")
+
+
 def offset_of(view: Any) -> int:
     """The offset of a structure, an array or a field of raw bytes: `da + offset_of(inode)` is its disk address."""
     _outside("offset_of")

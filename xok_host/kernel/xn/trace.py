@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from xok_host.abi.ebpf import Instruction, Opcode, width_of
-from xok_host.abi.udf import META_BASE, NEW_BASE, STACK_BASE, STACK_BYTES
+from xok_host.abi.udf import CONTEXT_BASE, META_BASE, NEW_BASE, STACK_BASE, STACK_BYTES
 from xok_host.kernel.xn.interp import BUDGET, MAX_OUTPUT, Program, verify
 
 _M64 = (1 << 64) - 1
 _M32 = (1 << 32) - 1
-REGIONS = {META_BASE >> 32: "META", STACK_BASE >> 32: "stack", NEW_BASE >> 32: "NEW"}
+REGIONS = {META_BASE >> 32: "META", STACK_BASE >> 32: "stack", NEW_BASE >> 32: "NEW", CONTEXT_BASE >> 32: "CONTEXT"}
 
 READS_OUTSIDE = "reads outside what it may see"
 WRITES_OUTSIDE = "writes outside its stack"
@@ -47,7 +47,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Trace:
-    """One run.  `reads` are (region, offset, bytes, slot) in order, of META and NEW."""
+    """One run.  `reads` are (region, offset, bytes, slot) in order, of META, NEW and CONTEXT."""
 
     r0: int = 0
     output: list[tuple[int, int, int]] = field(default_factory=list)
@@ -78,8 +78,8 @@ class _Stop(Exception):
 class _Machine:
     """The state of one run."""
 
-    def __init__(self, meta: bytes, new: bytes | None, windows: array[int] | None, max_out: int) -> None:
-        self.memory: dict[int, bytes | bytearray] = {1: meta, 2: bytearray(STACK_BYTES), 3: new or b""}
+    def __init__(self, meta: bytes, new: bytes, context: bytes, windows: array[int] | None, max_out: int) -> None:
+        self.memory: dict[int, bytes | bytearray] = {1: meta, 2: bytearray(STACK_BYTES), 3: new, 4: context}
         self.windows = None if windows is None else [(windows[i], windows[i + 1]) for i in range(0, len(windows), 2)]
         self.max_out = max_out
         self.registers = [0] * 11
@@ -122,6 +122,7 @@ def trace(
     part: int = 0,
     *,
     new: bytes | bytearray | memoryview | None = None,
+    context: bytes | bytearray | memoryview | None = None,
     r4: int = 0,
     r5: int = 0,
     budget: int = BUDGET,
@@ -133,7 +134,7 @@ def trace(
     instructions = verify(program.code)
     slots = list(accumulate((instruction.slots for instruction in instructions), initial=0))
     number_at = {slot: number for number, slot in enumerate(slots)}
-    machine = _Machine(bytes(meta), None if new is None else bytes(new), windows, max_out)
+    machine = _Machine(bytes(meta), bytes(new or b""), bytes(context or b""), windows, max_out)
     r, out = machine.registers, machine.trace
     r[1:6] = [META_BASE, len(meta), part & _M64, r4 & _M64, r5 & _M64]
     r[10] = STACK_BASE + STACK_BYTES
