@@ -11,3 +11,5 @@ cpdef apply(Transaction t)
 cdef Access child_access(Transaction t, Shadow shadow)
 cdef apply_alloc(Transaction t, Device device, Move move)
 cdef apply_shadow(Transaction t, Device device, Shadow shadow)
+cdef copy_sectors(object page, bytearray new, int changed)
+cdef bint copies(Transaction t) except -1

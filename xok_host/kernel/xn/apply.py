@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import cython
+
+if cython.compiled:
+    from cython.cimports.cpython.buffer import PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+    from cython.cimports.libc.string import memcpy
 
 from xok_host.abi.calls import OpFlag
 from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached
@@ -26,6 +32,8 @@ def reserve(t: Transaction) -> None:
     """Everything that could still fail: pages and places in the registry (TXN-1)."""
     device = t.device
     assert device is not None
+    if not t.allocs and not t.publishes and not copies(t):
+        return
     needed = 0
     for move in t.allocs:
         needed += move.count
@@ -57,6 +65,16 @@ def reserve(t: Transaction) -> None:
     finally:
         for entry in involved:
             entry.busy = False
+
+
+def copies(t: Transaction) -> cython.bint:
+    """Whether a page must be copied because somebody holds it as it is."""
+    pages = t.device.pages
+    shadow: Shadow
+    for shadow in t.shadows.values():
+        if shadow.changed and not shadow.fresh and pages.shared(shadow.entry.page):
+            return True
+    return False
 
 
 def _involved(t: Transaction) -> list[Cached]:
@@ -130,7 +148,8 @@ def check_pages_once(t: Transaction) -> None:
 def apply(t: Transaction) -> None:
     device = t.device
     assert device is not None
-    registry = t.kernel.registry
+    registry = device.registry
+    shadow: Shadow
     for move in t.allocs:
         apply_alloc(t, device, move)
     for shadow in t.shadows.values():
@@ -157,7 +176,7 @@ def apply(t: Transaction) -> None:
     for shadow in t.shadows.values():
         order.recount(shadow.entry)
         registry.publish(shadow.entry)
-    counters = t.kernel.counters
+    counters = device.counters
     counters.add("transactions")
     counters.add("operations", t.nops)
 
@@ -197,24 +216,42 @@ def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
         device.registry.publish(child)
 
 
+def copy_sectors(page: Any, new: bytearray, changed: cython.int) -> None:
+    """Sectors `changed` of `new` into the page."""
+    sector: cython.int
+    if cython.compiled:
+        into = cython.declare("Py_buffer")
+        PyObject_GetBuffer(page, cython.address(into), PyBUF_WRITABLE)
+        to: cython.p_char = cython.cast(cython.p_char, into.buf)
+        source: cython.p_char = new
+        for sector in range(8):
+            if changed >> sector & 1:
+                memcpy(to + 512 * sector, source + 512 * sector, 512)
+        PyBuffer_Release(cython.address(into))
+    else:
+        for sector in range(SECTORS):
+            if changed >> sector & 1:
+                at = sector * SECTOR
+                page[at : at + SECTOR] = new[at : at + SECTOR]
+
+
 def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
     entry, pages = shadow.entry, device.pages
+    changed: cython.int = shadow.changed
+    sector: cython.int
+    touched: Touched
     if shadow.copy_to != NO_PAGE:
         pages.view(shadow.copy_to)[:] = shadow.bytes
         device.set_page(entry, shadow.copy_to)
     else:
-        view = pages.view(entry.page)
-        for sector in range(SECTORS):
-            if shadow.changed >> sector & 1:
-                at = sector * SECTOR
-                view[at : at + SECTOR] = shadow.bytes[at : at + SECTOR]
+        copy_sectors(pages.view(entry.page), shadow.bytes, changed)
     for part, touched in shadow.parts.items():
         entry.memo[part] = (touched.after, touched.references, touched.counts)
     entry.sequence += 1
-    entry.dirty |= shadow.changed
+    entry.dirty |= changed
     if not shadow.plain:
-        for sector in range(SECTORS):
-            if shadow.changed >> sector & 1:
+        for sector in range(8):
+            if changed >> sector & 1:
                 entry.changed[sector] = entry.sequence
     xtype: XnType = entry.xtype
     if not xtype.guard_constant:

@@ -28,7 +28,7 @@ import cython
 if cython.compiled:
     from cython.cimports.cpython import array as carray
     from cython.cimports.cpython.buffer import PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-    from cython.cimports.libc.string import memcpy
+    from cython.cimports.libc.string import memcpy, memset
 
 from xok_host.abi.ebpf import BadProgram, Instruction, decode
 from xok_host.abi.errors import UdfFailed
@@ -538,12 +538,12 @@ class Program:
             steps: cython.pointer[Step] = cython.cast(cython.pointer(Step), cython.cast(cython.p_char, self._steps))
             s: cython.pointer[Step]
             stack = cython.cast(cython.p_uchar, cython.cast(cython.p_char, _STACK))
+            memset(stack, 0, _STACK_SIZE)
         else:
             regs = self._registers
             steps = self._steps
             stack = _STACK
-        for k in range(_STACK_SIZE):
-            stack[k] = 0
+            stack[:] = bytes(STACK_BYTES)
         regs[0] = 0
         regs[1] = _META
         regs[2] = meta_length

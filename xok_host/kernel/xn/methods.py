@@ -18,13 +18,20 @@ METHODS_BUDGET = 1 << 22
 
 def approve(t: Transaction) -> None:
     """TXN-7.  Raises Refused, or UdfFailed when a method faults."""
-    asked = [shadow for shadow in t.shadows.values() if shadow.changed and _type(shadow).method_program is not None]
+    asked: list[Shadow] = []
+    shadow: Shadow
+    xtype: XnType
+    for shadow in t.shadows.values():
+        xtype = shadow.entry.xtype
+        if shadow.changed and xtype.method_program is not None:
+            asked.append(shadow)
     if not asked:
         return
     context = _context(t)
     spent = 0
     for shadow in asked:
-        program = _type(shadow).method_program
+        xtype = shadow.entry.xtype
+        program = xtype.method_program
         assert program is not None
         _header(t, shadow, context)
         parts = [p for p, touched in shadow.parts.items() if shadow.changed >> touched.sector & 1]
@@ -43,16 +50,10 @@ def approve(t: Transaction) -> None:
             )
             spent += program.executed
             if not approved:
-                raise Refused(f"method of {_type(shadow).name}, block {shadow.entry.db}, partition {part}")
+                raise Refused(f"method of {xtype.name}, block {shadow.entry.db}, partition {part}")
             if spent > METHODS_BUDGET:
                 raise UdfFailed(f"the transaction's methods take more than {METHODS_BUDGET} instructions")
     t.kernel.counters.add("udf_instructions", spent)
-
-
-def _type(shadow: Shadow) -> XnType:
-    xtype = shadow.entry.xtype
-    assert xtype is not None
-    return xtype
 
 
 def _context(t: Transaction) -> bytearray:

@@ -67,17 +67,28 @@ SHAPES: dict[int, tuple[tuple[OpKind, ...], ...]] = {
 _META = int(Flag.META)
 _VALID = int(Flag.VALID)
 _ROOT = int(Flag.ROOT)
-_MODIFY = int(OpKind.MODIFY)
-_FREE = int(OpKind.FREE)
-_PUBLISH = int(OpKind.PUBLISH)
-_SET_TYPE = int(OpKind.SET_TYPE)
-_WITNESS = int(OpKind.WITNESS)
-_WRITEB = int(OpKind.WRITEB)
-_ADD_EDGE = int(OpKind.ADD_EDGE)
-_DROP_EDGE = int(OpKind.DROP_EDGE)
-_MOVE = int(OpKind.MOVE)
+# The same as C variables: names of Python integers, and literals above 31 bits, would cost an object at each use.
+_MODIFY = cython.declare(cython.int, int(OpKind.MODIFY))
+_FREE = cython.declare(cython.int, int(OpKind.FREE))
+_PUBLISH = cython.declare(cython.int, int(OpKind.PUBLISH))
+_SET_TYPE = cython.declare(cython.int, int(OpKind.SET_TYPE))
+_WITNESS = cython.declare(cython.int, int(OpKind.WITNESS))
+_WRITEB = cython.declare(cython.int, int(OpKind.WRITEB))
+_ADD_EDGE = cython.declare(cython.int, int(OpKind.ADD_EDGE))
+_DROP_EDGE = cython.declare(cython.int, int(OpKind.DROP_EDGE))
+_MOVE = cython.declare(cython.int, int(OpKind.MOVE))
 _ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
+
+_DB_MASK = cython.declare(cython.ulonglong, (1 << 44) - 1)
+_OP_BYTES = cython.declare(cython.Py_ssize_t, OP_HEADER.size)
+_VECTOR_BYTES = cython.declare(cython.Py_ssize_t, VECTOR_HEADER.size)
+_OPS = cython.declare(cython.int, MAX_OPS)
+_VECTORS = cython.declare(cython.int, MAX_VECTORS)
+_LOOSE = cython.declare(cython.uint, NO_PARTITION)
+_BLOCK_BYTES = cython.declare(cython.long, BLOCK)
+_SECTOR_BYTES = cython.declare(cython.long, SECTOR)
+_FLAGS = cython.declare(cython.int, int(OpFlag.ZERO | OpFlag.PAGES))
 
 
 def run(t: Transaction, data: bytes, call: cython.int) -> None:
@@ -112,19 +123,30 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
 
 
 def parse(t: Transaction, data: bytes) -> None:
-    at = 0
-    size = len(data)
+    at: cython.Py_ssize_t = 0
+    size: cython.Py_ssize_t = len(data)
+    kind: cython.int
+    flags: cython.int
+    nvec: cython.int
+    part: cython.uint
+    da: cython.ulonglong
+    db: cython.ulonglong
+    count: cython.uint
+    type_id: cython.uint
+    page: cython.ulonglong
+    offset: cython.uint
+    nbytes: cython.uint
     while at < size:
-        if t.nops == MAX_OPS:
+        if t.nops == _OPS:
             raise BadCall(f"more than {MAX_OPS} operations in one transaction")
         t.at = t.nops
-        if at + OP_HEADER.size > size:
+        if at + _OP_BYTES > size:
             raise BadCall(f"operation {t.nops} is cut short")
         kind, flags, nvec, part, da, db, count, type_id, page = OP_HEADER.unpack_from(data, at)
-        at += OP_HEADER.size
-        if not _MODIFY <= kind <= _MOVE or flags & ~(_ZERO | _PAGES):
+        at += _OP_BYTES
+        if not _MODIFY <= kind <= _MOVE or flags & ~_FLAGS:
             raise BadCall(f"operation {t.nops} has unknown kind {kind} or flags {flags}")
-        if nvec > MAX_VECTORS:
+        if nvec > _VECTORS:
             raise BadCall(f"operation {t.nops} has {nvec} vectors, at most {MAX_VECTORS}")
         t.kinds.append(kind)
         if kind == _PUBLISH and root_data(t, da, db, count, page, nvec):
@@ -139,14 +161,14 @@ def parse(t: Transaction, data: bytes) -> None:
             raise BogusPartition("writeb changes bytes that are in no partition")
         touched = touch(t, shadow, part)
         for _ in range(nvec):
-            if at + VECTOR_HEADER.size > size:
+            if at + _VECTOR_BYTES > size:
                 raise BadCall(f"operation {t.nops} is cut short")
             offset, nbytes = VECTOR_HEADER.unpack_from(data, at)
-            at += VECTOR_HEADER.size
+            at += _VECTOR_BYTES
             if at + nbytes > size:
                 raise BadCall(f"operation {t.nops} is cut short")
             write_bytes(shadow, part, offset, data[at : at + nbytes])
-            at += nbytes + -nbytes % 8
+            at += (nbytes + 7) // 8 * 8
         if kind == _SET_TYPE:
             shadow.set_type = True
         elif kind >= _ADD_EDGE:
@@ -182,7 +204,7 @@ def shadow_of(t: Transaction, da: cython.ulonglong, plain: cython.bint) -> Shado
             raise WrongType(f"block {shadow.entry.db} is not structured metadata")
         return shadow
     device = on_device(t, da)
-    child = t.children.get(da >> 12 & (1 << 44) - 1)
+    child = t.children.get(da >> 12 & _DB_MASK)
     if child is not None:
         shadow = Shadow(child, ZEROS, True)
     else:
@@ -205,7 +227,7 @@ def show(t: Transaction, da: cython.ulonglong, nvec: cython.long) -> None:
     if len(t.witnesses) == MAX_WITNESSES:
         raise LimitReached(f"more than {MAX_WITNESSES} witnesses in one transaction")
     device = on_device(t, da)
-    if da >> 12 & (1 << 44) - 1 not in t.children:
+    if da >> 12 & _DB_MASK not in t.children:
         entry = device.metadata(da)
         assert entry.access is not None
         if t.capability not in entry.access.read:
@@ -215,9 +237,9 @@ def show(t: Transaction, da: cython.ulonglong, nvec: cython.long) -> None:
 
 def written(device: Device, da: cython.ulonglong) -> Cached:
     """The block at `da` that WRITEB changes, in core.  Raises NotInCore."""
-    entry = device.get(da >> 12 & (1 << 44) - 1)
+    entry = device.get(da >> 12 & _DB_MASK)
     if entry is None or not entry.flags & _VALID:
-        raise NotInCore(f"block {da >> 12 & (1 << 44) - 1} is not in the registry")
+        raise NotInCore(f"block {da >> 12 & _DB_MASK} is not in the registry")
     return entry
 
 
@@ -231,7 +253,7 @@ def on_device(t: Transaction, da: int) -> Device:
 
 
 def touch(t: Transaction, shadow: Shadow, part: cython.uint) -> Touched | None:
-    if part == NO_PARTITION:
+    if part == _LOOSE:
         return None
     touched = shadow.parts.get(part)
     if touched is None:
@@ -246,15 +268,17 @@ def touch(t: Transaction, shadow: Shadow, part: cython.uint) -> Touched | None:
 
 def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: bytes) -> None:
     """TXN-2; discriminators are looked at when all bytes are there."""
-    end = offset + len(data)
+    end: cython.long = offset + len(data)
+    first: cython.long
+    last: cython.long
     if not data:
         return
     xtype = shadow.entry.xtype
     assert xtype is not None
     if shadow.plain:
-        if end > BLOCK:
+        if end > _BLOCK_BYTES:
             raise BogusPartition(f"bytes {offset} to {end} are not in one block")
-    elif part == NO_PARTITION:
+    elif part == _LOOSE:
         shadow.loose = True
         if end > BLOCK or any(
             start < end and offset < start + length for regions in xtype.template.regions for start, length in regions
@@ -268,8 +292,8 @@ def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: by
             if xtype.template.partition_of(offset, len(data)) != part:
                 raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not in partition {part}")
     shadow.bytes[offset:end] = data
-    first = offset // SECTOR
-    last = (end - 1) // SECTOR
+    first = offset // _SECTOR_BYTES
+    last = (end - 1) // _SECTOR_BYTES
     shadow.changed |= (2 << last) - (1 << first)
 
 

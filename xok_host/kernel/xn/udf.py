@@ -22,6 +22,9 @@ from array import array
 
 import cython
 
+if cython.compiled:
+    from cython.cimports.cpython import array as carray
+
 from xok_host.abi.errors import UdfFailed
 from xok_host.abi.types import BLOCK_LIMIT
 
@@ -30,7 +33,18 @@ EMPTY = array("Q")
 
 
 @cython.cfunc
-def _sort(v: cython.ulonglong[::1], n: cython.Py_ssize_t) -> cython.bint:
+@cython.inline
+@cython.exceptval(check=False)
+def _words(flat: object) -> cython.p_ulonglong:
+    """The integers of an array('Q'): compiled, their address, which costs less than a view of a few of them."""
+    if cython.compiled:
+        return cython.cast(carray.array, flat).data.as_ulonglongs
+    else:
+        return flat
+
+
+@cython.cfunc
+def _sort(v: cython.p_ulonglong, n: cython.Py_ssize_t) -> cython.bint:
     """Sort triples by their first word, in place; gives whether two of them share it.  Shell's sort: nearly sorted
     input, which a scan of a block gives, costs one pass, and no input costs more than n^1.5."""
     gap: cython.Py_ssize_t = 1
@@ -68,15 +82,13 @@ def _sort(v: cython.ulonglong[::1], n: cython.Py_ssize_t) -> cython.bint:
 
 
 def canonical(raw: array[int]) -> array[int]:
-    """The extent set of an output.  Raises UdfFailed for elements that are no extents and for overlaps."""
-    out = array("Q", raw)
-    v: cython.ulonglong[::1] = out
-    n: cython.Py_ssize_t = len(out) // 3
+    """The extent set of an output: `raw` itself if it is one.  Raises UdfFailed for what is no extent, and overlaps."""
+    v: cython.p_ulonglong = _words(raw)
+    n: cython.Py_ssize_t = len(raw) // 3
     i: cython.Py_ssize_t
     kept: cython.Py_ssize_t = 0
-    end: cython.ulonglong
-    if n == 0:
-        return out
+    end: cython.ulonglong = 0
+    is_one: cython.bint = True
     for i in range(n):
         if v[3 * i] == 0 or v[3 * i] >= _LIMIT:
             raise UdfFailed(f"owns names block {v[3 * i]}, which no disk has")
@@ -84,6 +96,12 @@ def canonical(raw: array[int]) -> array[int]:
             raise UdfFailed(f"owns gives a run of {v[3 * i + 1]} blocks at {v[3 * i]}")
         if v[3 * i + 2] == 0 or v[3 * i + 2] >> 32:
             raise UdfFailed(f"owns gives block {v[3 * i]} the type {v[3 * i + 2]}")
+        is_one = is_one and v[3 * i] > end  # a gap between neighbours: nothing to sort, to refuse or to join
+        end = v[3 * i] + v[3 * i + 1]
+    if is_one:
+        return raw
+    out = array("Q", raw)
+    v = _words(out)
     if _sort(v, n):
         raise UdfFailed("owns names a block twice")
     for i in range(1, n):
@@ -111,8 +129,8 @@ def difference(before: array[int], after: array[int]) -> tuple[array[int], array
 def _minus(left: array, right: array) -> array:  # type: ignore[type-arg]
     """The blocks of `left` that `right` does not have with the same type."""
     out = array("Q")
-    a: cython.ulonglong[::1] = left
-    b: cython.ulonglong[::1] = right
+    a: cython.p_ulonglong = _words(left)
+    b: cython.p_ulonglong = _words(right)
     n: cython.Py_ssize_t = len(left) // 3
     m: cython.Py_ssize_t = len(right) // 3
     i: cython.Py_ssize_t
@@ -146,7 +164,7 @@ def _minus(left: array, right: array) -> array:  # type: ignore[type-arg]
 
 def owns(extents: array[int], block: cython.ulonglong, count: cython.ulonglong, kind: cython.ulonglong = 0) -> bool:
     """Whether a canonical set holds all `count` blocks at `block` (with type `kind`, unless that is 0)."""
-    v: cython.ulonglong[::1] = extents
+    v: cython.p_ulonglong = _words(extents)
     low: cython.Py_ssize_t = 0
     high: cython.Py_ssize_t = len(extents) // 3
     n: cython.Py_ssize_t = high
@@ -173,7 +191,7 @@ def owns(extents: array[int], block: cython.ulonglong, count: cython.ulonglong, 
 
 def kind_of(extents: array[int], block: int) -> int:
     """The type with which a canonical set owns a block; 0 if it does not."""
-    v: cython.ulonglong[::1] = extents
+    v: cython.p_ulonglong = _words(extents)
     wanted: cython.ulonglong = block
     i: cython.Py_ssize_t
     for i in range(len(extents) // 3):
@@ -186,8 +204,8 @@ def kind_of(extents: array[int], block: int) -> int:
 
 def intersect(left: array[int], right: array[int]) -> bool:
     """Whether two canonical sets share a block, whatever its types."""
-    a: cython.ulonglong[::1] = left
-    b: cython.ulonglong[::1] = right
+    a: cython.p_ulonglong = _words(left)
+    b: cython.p_ulonglong = _words(right)
     n: cython.Py_ssize_t = len(left) // 3
     m: cython.Py_ssize_t = len(right) // 3
     i: cython.Py_ssize_t = 0
@@ -226,8 +244,8 @@ def reference_changes(before: array[int], after: array[int]) -> list[tuple[int, 
 
 def counted_within(raw: array[int], da: cython.ulonglong, windows: array[int]) -> bool:
     """Whether every element of `refcnt`'s output lies in the windows (byte ranges behind `da`) and is there once."""
-    v: cython.ulonglong[::1] = raw
-    w: cython.ulonglong[::1] = windows
+    v: cython.p_ulonglong = _words(raw)
+    w: cython.p_ulonglong = _words(windows)
     n: cython.Py_ssize_t = len(raw) // 3
     m: cython.Py_ssize_t = len(windows) // 2
     i: cython.Py_ssize_t
