@@ -9,6 +9,7 @@ An answered change is visible to every later call at once, and is durable after 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -97,4 +98,90 @@ class FileSystem(Protocol):
     def fetch(self, requests: Sequence[Any]) -> None: ...
     async def afetch(self, requests: Sequence[Any]) -> None: ...
     def flush(self) -> None: ...
+    async def async_all(self) -> None: ...
+    async def aevents(self) -> None: ...
+    def idle(self) -> None: ...
     def close(self) -> None: ...
+
+
+class Synchronous:
+    """A base for a libFS that does all of an operation within the call: it fetches for itself, and defers only `fsync`.
+
+    A subclass has the operations of `FileSystem` that it supports; here is the rest of the interface."""
+
+    on_invalidate: Callable[..., None] = staticmethod(lambda ino, names=(): None)
+
+    root_ino: int
+
+    def __init__(self) -> None:
+        self.opens: dict[int, int] = {}
+        """How often each open file is open."""
+
+    def open(self, ino: int) -> None:
+        self.opens[ino] = self.opens.get(ino, 0) + 1
+
+    def release(self, ino: int) -> None:
+        self.opens[ino] -= 1
+        if not self.opens[ino]:
+            del self.opens[ino]
+            self.last_release(ino)
+
+    def last_release(self, ino: int) -> None:
+        """Nobody has the file open any more."""
+
+    def fsync(self, ino: int | None, datasync: bool = False) -> None:
+        raise NotImplementedError
+
+    def parent(self, ino: int) -> int:
+        return self.root_ino
+
+    def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attr:
+        raise PermissionError(errno.EPERM, "this file system has no directories below its root")
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+
+    def symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attr:
+        raise PermissionError(errno.EPERM, "this file system has no symbolic links")
+
+    def readlink(self, ino: int) -> bytes:
+        raise OSError(errno.EINVAL, "not a symbolic link")
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attr:
+        raise PermissionError(errno.EPERM, "this file system has no links")
+
+    async def afsync(self, ino: int | None, datasync: bool = False) -> None:
+        self.fsync(ino, datasync)
+
+    async def async_all(self) -> None:
+        self.fsync(None)
+
+    def fetch(self, requests: Sequence[Any]) -> None:
+        """`NotInCore` is never raised."""
+
+    async def afetch(self, requests: Sequence[Any]) -> None:
+        """`NotInCore` is never raised."""
+
+    def flush(self) -> None:
+        """Everything crossed when it was answered."""
+
+    def idle(self) -> None:
+        """Nothing waits to cross."""
+
+    async def aevents(self) -> None:
+        """No lock is held that anybody could want."""
+
+    def close(self) -> None:
+        self.fsync(None)
+
+
+class Program(Protocol):
+    """What a file of one's own has to define, for `xok mkfs --type FILE` and `xok mount --program FILE`."""
+
+    def make(self, env: Any, dev: int, name: str, uid: int, gid: int) -> None:
+        """Make the empty file system `name`, whose root directory belongs to `uid` and `gid`; durable when it returns.
+
+        `env` is an environment (`xok_host.abi.client.Environment`), `dev` the disk's number."""
+
+    def mount(self, env: Any, dev: int, name: str, cap: int) -> FileSystem:
+        """The file system `name`, ready to be used; `cap` is the index of its tree's capability."""

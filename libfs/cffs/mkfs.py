@@ -13,7 +13,8 @@ from libfs.cffs.filesystem import RESULT_BYTES
 from libfs.cffs.inode import Node
 from xok_host.abi import errors as e
 from xok_host.abi.calls import CatalogueEntry, Op, OpKind, pack_extents, pack_transaction
-from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, disk_address
+from xok_host.abi.install import install_type
+from xok_host.abi.types import SECTOR, disk_address
 
 
 def make(
@@ -75,29 +76,10 @@ def install_types(env: Any, dev: int) -> tuple[int, int]:
         ),
         strict=True,
     ):
-        found = _import(env, dev, name, template.pack())
+        found = install_type(env, dev, name, template.pack())
         if found not in (directory_type, node_type):
             raise e.TypeInvalid(f"{name} got type {found}, not the one reserved")
     return directory_type, node_type
-
-
-def _import(env: Any, dev: int, name: str, raw: bytes) -> int:
-    """Write a template's bytes to raw blocks of their own and turn them into a type."""
-    count = (len(raw) + BLOCK - 1) // BLOCK
-    made = env.call("install_mount", dev, 0, count, int(TYPE_XN_DB), data=name.encode(), out_bytes=RESULT_BYTES)
-    first, cap = made.r0, made.r1
-    ops = []
-    for index in range(count):
-        given = env.call("page_alloc", 1, cap=cap, out_bytes=RESULT_BYTES)
-        page = int.from_bytes(given.data[:8], "little")
-        env.page(page)[:] = raw[index * BLOCK : (index + 1) * BLOCK].ljust(BLOCK, b"\0")
-        ops.append(
-            Op(OpKind.PUBLISH, disk_address(dev, first), db=first + index, count=1, type=int(TYPE_XN_DB), page=page)
-        )
-    env.call("transact", cap=cap, data=pack_transaction(ops), out_bytes=RESULT_BYTES)
-    env.call("writebackv", dev, data=pack_extents([(first, count, 0)]), out_bytes=RESULT_BYTES)
-    env.call("flush", dev, out_bytes=RESULT_BYTES)
-    return int(env.call("type_import", dev, data=name.encode(), out_bytes=RESULT_BYTES).r0)
 
 
 def main(env: Any, argv: list[str]) -> int:
