@@ -453,7 +453,7 @@ def define(text: str) -> Callable[..., Any]:
     return space["made"]  # type: ignore[no-any-return]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(functions(), st.lists(SPARSE, min_size=1, max_size=3))
 def test_any_function(text: str, instances: list[bytes]) -> None:
     try:

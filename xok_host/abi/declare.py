@@ -184,13 +184,13 @@ class Structure:
         """Byte offset of the field at `path`."""
         return self.locate(path).offset
 
-    def pack(self, **values: Any) -> bytes:
+    def pack(self, /, **values: Any) -> bytes:
         """The structure as bytes; what is not given is zero."""
         out = bytearray(self.size)
         self.pack_into(out, 0, **values)
         return bytes(out)
 
-    def pack_into(self, buffer: bytearray | memoryview, offset: int = 0, **values: Any) -> None:
+    def pack_into(self, buffer: bytearray | memoryview, offset: int = 0, /, **values: Any) -> None:
         """Write every field, zeros where none is given.  Raises ValueError for what does not fit."""
         unknown = values.keys() - self._by_name.keys()
         if unknown:

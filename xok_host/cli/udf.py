@@ -1,6 +1,7 @@
-"""`xok udf list|disassemble|run|explain SOURCE …`: what downloaded code says, and how it comes to say it.
+"""`xok udf list|disassemble|run|explain|pack SOURCE …`: what downloaded code says, and how it comes to say it.
 
-Everything is offline, like `xok check`: SOURCE is a disk that no xokd uses, or a file with one packed template.
+Everything is offline, like `xok check`: SOURCE is a disk that no xokd uses, a file with one packed template, or an
+object file of `clang -target bpf`, of which `pack` makes a template.
 Types are looked up in the disk's catalogue; without `--block` or `--file` the instance is the empty one.
 """
 
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from xok_host.abi import elf
 from xok_host.abi.calls import CatalogueEntry
 from xok_host.abi.ebpf import Instruction, decode, disassemble
 from xok_host.abi.errors import BadCall, NotFound, TypeInvalid
-from xok_host.abi.template import MAGIC, MAX_BYTES, PROGRAMS
-from xok_host.abi.types import BLOCK, TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset, disk_address
+from xok_host.abi.template import MAGIC, MAX_BYTES, PROGRAMS, BadTemplate
+from xok_host.abi.types import BLOCK, SECTORS, TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset, disk_address
 from xok_host.abi.udf import HELPERS
 from xok_host.cli import exits
 from xok_host.host.blockdev import open_disk
@@ -31,7 +33,9 @@ from xok_host.kernel.xn.interp import MAX_OUTPUT
 from xok_host.kernel.xn.template import MAX_BLOCKS, MAX_GUARDS, MAX_REGIONS, Template, import_template
 from xok_host.kernel.xn.trace import trace
 
-HELP = "list, disassemble, run and explain the UDFs of a disk's types"
+HELP = "list, disassemble, run and explain the UDFs of a disk's types, and pack those written in C"
+
+_SOURCE = "a disk that no xokd uses, a file with a packed template, or an object file of `clang -target bpf`"
 
 _DEV = 1
 """Device number in disk addresses: offline any will do."""
@@ -45,12 +49,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("list", "the types and the size of their programs"),
         ("disassemble", "print one program of a type, or all"),
         ("run", "run one program against an instance and print what it emits"),
+        ("pack", "make a template of an object file, for a libFS to import"),
         ("explain", "ask every partition of an instance what it owns, references and counts, and why not"),
     ):
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        action.add_argument(
-            "source", metavar="SOURCE", help="a disk that no xokd uses, or a file with a packed template"
-        )
+        action.add_argument("source", metavar="SOURCE", help=_SOURCE)
+        action.add_argument("--parts", metavar="P", type=int, default=SECTORS, help="object file: partitions (8)")
+        if name == "pack":
+            action.add_argument("output", metavar="OUTPUT", help="where to write the template")
+            action.add_argument("--name", metavar="NAME", help="of the type; default: the file's")
+            continue
         action.add_argument("--json", action="store_true", help="as JSON")
         if name == "list":
             continue
@@ -77,11 +85,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    with _open(options.source) as source:
+    if options.action == "pack":
+        return _pack(options)
+    with _open(options.source, options.parts) as source:
         if options.action == "list":
             return _list(source, options)
         kind = source.pick(options)
         return {"disassemble": _disassemble, "run": _run, "explain": _explain}[options.action](source, kind, options)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    raw = _read_file(options.source, elf.MAX_OBJECT)
+    template = _of_object(raw, options.name or os.path.basename(options.source).partition(".")[0], options.parts)
+    with open(options.output, "wb") as file:
+        file.write(template.described.pack())
+    lengths = "  ".join(f"{name} {program.length}" for name, program in template.programs.items())
+    print(f"{options.output}: type {template.name.decode()}, {template.parts} partitions; instructions: {lengths}")
+    return exits.OK
+
+
+def _of_object(raw: bytes, name: str, parts: int) -> Template:
+    """The accepted type that an object file makes.  Raises TypeInvalid."""
+    try:
+        return import_template(elf.template_of_object(raw, name.encode(), parts=parts).pack())
+    except (elf.BadObject, BadTemplate) as error:
+        raise TypeInvalid(str(error)) from None
 
 
 def _number(text: str) -> int:
@@ -146,13 +174,14 @@ class Source:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[Source]:
+def _open(path: str, parts: int) -> Iterator[Source]:
     """Raises BadDisk, InUse, or TypeInvalid for a file that begins like a template and is none."""
     head = b""
     if os.path.isfile(path):
-        head = _read_file(path, MAX_BYTES + 1, cut=True)
-    if head.startswith(MAGIC):
-        template = import_template(head)
+        head = _read_file(path, elf.MAX_OBJECT, cut=True)
+    if head.startswith((MAGIC, elf.MAGIC)):
+        name = os.path.basename(path).partition(".")[0]
+        template = import_template(head) if head.startswith(MAGIC) else _of_object(head, name, parts)
         yield Source(path, [Kind(0, template.name.decode(), template)])
         return
     disk = open_disk(path, without=without_from_environment())
