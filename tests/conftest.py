@@ -10,6 +10,16 @@ import pytest
 from xok_host import build
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--crash-states",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tests/crash: go on until N distinct states of a disk after a power failure have been checked",
+    )
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Build, so `python -m pytest tests/x` works after an edit; what fails to compile fails on import."""
     if os.environ.get("XOK_PURE") == "1":

@@ -420,8 +420,12 @@ class LocalXok:
         from xok_host.kernel.xn import recover
 
         report = recover.reconstruct(self.disk.read_block, self.disk.nblocks)
-        for sector, raw in recover.repair(report):
-            self.disk.write_sectors(sector, raw)
-        self.disk.flush()
+        last = {0, (self.disk.nblocks - 1) * SECTORS}
+        sectors = list(recover.repair(report))
+        for superblocks in (False, True):  # they say `clean`: not before the rest is durable
+            for sector, raw in sectors:
+                if (sector in last) is superblocks:
+                    self.disk.write_sectors(sector, raw)
+            self.disk.flush()
         self._boot()
         return report
