@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import files, web
+from benchmarks import files, web, xn
 from benchmarks.tools import PLACEMENTS, BenchmarkFailure
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="xok bench", description="Measure beside peers, interleaved, as ratios.")
-    parser.add_argument("what", nargs="*", choices=["files", "web", []], help="default: both")
+    parser.add_argument("what", nargs="*", choices=["files", "web", "xn", []], help="default: all")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--seconds", type=int, default=1, help="length of one HTTP measurement (default 1)")
     parser.add_argument("--placement", choices=list(PLACEMENTS), action="append", help="default: both")
@@ -24,7 +24,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds < 1:
         parser.error("--rounds and --seconds must be positive")
-    what = options.what or ["files", "web"]
+    what = options.what or ["files", "web", "xn"]
     placements = options.placement or list(PLACEMENTS)
     results: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "kernel": platform.release()}}
     try:
@@ -34,6 +34,9 @@ def main() -> int:
         if "web" in what:
             results["web"] = web.measure(options.rounds, options.seconds, placements)
             print(web.report(results["web"]), flush=True)
+        if "xn" in what:
+            results["xn"] = xn.measure(options.rounds, placements)
+            print(xn.report(results["xn"]), flush=True)
     except BenchmarkFailure as failure:
         print(f"xok bench: {failure}", file=sys.stderr)
         return 1

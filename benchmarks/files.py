@@ -43,7 +43,7 @@ class Mounted:
     pids: Callable[[], list[int]] = field(default=lambda: [])
 
 
-def _loop_device(stack: ExitStack, image: Path) -> Path:
+def loop_device(stack: ExitStack, image: Path) -> Path:
     with image.open("wb") as file:
         file.truncate(IMAGE_BYTES)
     device = run("losetup", "--find", "--show", image).strip()
@@ -111,7 +111,7 @@ def measure(rounds: int, placements: list[str]) -> dict[str, Any]:
         fileops = compile_c("fileops", where)
         mounted = {}
         for name, mount in SYSTEMS.items():
-            device = _loop_device(stack, where / f"{name}.img")
+            device = loop_device(stack, where / f"{name}.img")
             mounted[name] = mount(stack, device, where / name)
         for placement in placements:
             cpus = PLACEMENTS[placement]

@@ -17,12 +17,15 @@ NAME = "bench"
 class System:
     """xokd with one C-FFS. Everything it starts ends with `stack`."""
 
-    def __init__(self, stack: ExitStack, scratch: Path, disk: Path, network: int) -> None:
+    def __init__(self, stack: ExitStack, scratch: Path, disk: Path, network: int, *, code: Path | None = None) -> None:
+        """`code`: another checkout to run than this one."""
         self.runtime = scratch / "run"
         self.runtime.mkdir(mode=0o755)
-        self.tap = f"xkb{os.getpid()}"
+        self.tap = f"xk{network}b{os.getpid()}"[:15]
         self.address = f"10.43.{network}.2"
         self._environment = {**os.environ, "XOK_RUNTIME_DIR": str(self.runtime)}
+        if code is not None:
+            self._environment["PYTHONPATH"] = str(code)
         self.xok("format", str(disk), "--force")
         stack.callback(self._down)
         self.xok("up", "--disk", str(disk), "--tap", self.tap, "--host-address", f"10.43.{network}.1/24")

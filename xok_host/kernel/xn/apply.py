@@ -16,7 +16,7 @@ from xok_host.abi.types import ALL_SECTORS, SECTOR, SECTORS, TYPE_XN_DB, Flag
 from xok_host.kernel.pages import DATA, Access
 from xok_host.kernel.xn import order, udf
 from xok_host.kernel.xn.registry import NO_PAGE, Cached
-from xok_host.kernel.xn.shadow import MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction, survivor
+from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction, survivor
 from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def reserve(t: Transaction) -> None:
             check_own_pages(t, move.page, move.count, entry.access)
             continue
         shadow = move.touched.shadow
-        if not udf.owns(move.touched.after, move.db, move.count, TYPE_XN_DB):
+        if CHECKED and not udf.owns(move.touched.after, move.db, move.count, TYPE_XN_DB):
             raise BogusUpdate(f"partition {move.touched.part} does not own {move.count} plain blocks at {move.db}")
         check_own_pages(t, move.page, move.count, child_access(t, shadow))
         for db in range(move.db, move.db + move.count):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NO_PARTITION = 0xFFFF_FFFF
 """Names the bytes of a block that are in no partition."""
+CHECKED = True
+"""`./xok bench xn` compiles a copy of XN in which this is False, to see what the checks cost (thesis, chapter 5)."""
 MAX_ALLOC = 4096
 """Blocks that one transaction may allocate."""
 

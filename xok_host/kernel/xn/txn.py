@@ -48,7 +48,7 @@ from xok_host.abi.errors import (
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, TYPE_XN_TYPE, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.xn import apply, methods, plan, verify
-from xok_host.kernel.xn.shadow import MAX_ALLOC, NO_PARTITION, ZEROS, Claim, Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, ZEROS, Claim, Move, Shadow, Touched, Transaction
 
 if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
@@ -100,14 +100,8 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
         if call:
             check_shape(t, call)
         t.at = t.nops
-        verify.modifications(t)
-        verify.question(t)
-        verify.ownership(t)
-        verify.references(t)
-        verify.frees(t)
-        if t.claims:
-            verify.claims(t)
-        methods.approve(t)
+        if CHECKED:
+            check(t)
         plan.order_of(t)
         apply.reserve(t)
     except XokError as error:
@@ -120,6 +114,18 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
             child.xtype.cached -= 1
         raise
     apply.apply(t)
+
+
+def check(t: Transaction) -> None:
+    """TXN-2 to TXN-5, TXN-7 and TXN-8."""
+    verify.modifications(t)
+    verify.question(t)
+    verify.ownership(t)
+    verify.references(t)
+    verify.frees(t)
+    if t.claims:
+        verify.claims(t)
+    methods.approve(t)
 
 
 def parse(t: Transaction, data: bytes) -> None:
