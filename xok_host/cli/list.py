@@ -23,12 +23,12 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(entries, indent=2))
         return exits.OK
     rows = [
-        (entry["name"], entry["kind"], entry["type"], str(entry["block"]), str(entry["uid"]))
+        (entry["name"], entry["kind"], entry["type"], str(entry["block"]), str(entry["uid"]), entry["disk"])
         for entry in entries
         if entry["kind"] == "root" or options.types
     ]
     if not rows:
         print("no file systems; `xok mkfs NAME` makes one")
     for row in rows:
-        print("{:24} {:10} type {:12} block {:>10}   owner {}".format(*row))
+        print("{:24} {:10} type {:12} block {:>10}   owner {:8} disk {}".format(*row))
     return exits.OK

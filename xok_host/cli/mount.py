@@ -16,6 +16,7 @@ HELP = "mount a file system through FUSE for every user (nosuid, nodev, permissi
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="file system in the root catalogue")
     parser.add_argument("directory", metavar="DIR", help="an existing directory")
+    parser.add_argument("--disk", metavar="DISK", help="on this one of several disks: its number, or its path")
     parser.add_argument("--foreground", action="store_true", help="stay until it is unmounted; Ctrl-C unmounts")
 
 
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     if not os.path.isdir(directory):
         raise BadCall(f"{options.directory} is not a directory")
     client = ControlClient(Runtime.from_environment())
-    client.request("mount", name=options.name, directory=directory)
+    client.request("mount", name=options.name, directory=directory, disk=options.disk)
     print(f"{options.name}: mounted on {directory}", flush=True)
     if options.foreground:
         client.send("wait", mount=directory)

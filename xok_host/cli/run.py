@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tree",
         action="append",
         default=[],
-        metavar="NAME[:ro]",
+        metavar="[DISK/]NAME[:ro]",
         help="give it the capability of a file system that is yours (may be repeated)",
     )
     parser.add_argument("program", metavar="PROGRAM", help="Python file that defines main(env, argv)")

@@ -14,6 +14,7 @@ HELP = "serve a file system over HTTP with Cheetah, on an address of its own on 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="file system in the root catalogue")
+    parser.add_argument("--disk", metavar="DISK", help="on this one of several disks: its number, or its path")
     parser.add_argument("--root", metavar="PATH", default="/", help="directory in the file system (default /)")
     parser.add_argument("--address", required=True, metavar="ADDRESS", help="like 10.42.0.2/24")
     parser.add_argument("--port", type=int, default=80, metavar="PORT", help="TCP port (default 80)")
@@ -25,7 +26,14 @@ def run(options: argparse.Namespace) -> int:
     if not 0 < options.port < 65536:
         raise BadCall(f"{options.port} is no TCP port")
     client = ControlClient(Runtime.from_environment())
-    started = client.request("serve", name=options.name, root=options.root, address=str(interface), port=options.port)
+    started = client.request(
+        "serve",
+        name=options.name,
+        disk=options.disk,
+        root=options.root,
+        address=str(interface),
+        port=options.port,
+    )
     port = "" if options.port == 80 else f":{options.port}"
     print(f"{options.name}: http://{interface.ip}{port}/", flush=True)
     if options.foreground:

@@ -28,12 +28,10 @@ def run(options: argparse.Namespace) -> int:
 
 def describe(status: dict[str, Any]) -> list[str]:
     """The status as lines for a person."""
-    disk, cache, xokd = status["disk"], status["cache"], status["xokd"]
-    used = disk["blocks"] - disk["free"]
+    cache, xokd = status["cache"], status["xokd"]
     lines = [
         f"xokd         process {xokd['pid']}, up {_duration(xokd['seconds'])}, runtime {xokd['runtime']}",
-        f"disk         {disk['path']}: {_size(used * 4096)} of {_size(disk['blocks'] * 4096)} in use; "
-        f"{disk['read_requests']} reads, {disk['write_requests']} writes, {disk['flushes']} flushes",
+        *(_disk(disk) for disk in status["disks"]),
         f"cache        {_size(cache['pages_in_use'] * 4096)} in use, at most {_size(cache['pages_limit'] * 4096)}",
     ]
     network = status.get("network")
@@ -41,13 +39,25 @@ def describe(status: dict[str, Any]) -> list[str]:
         lines.append(f"network      {network['tap']} {network['host_address']}, {len(status['filters'])} filters")
     if xokd["without"]:
         lines.append(f"without      {', '.join(xokd['without'])}")
-    lines += [f"mount        {mount['name']} on {mount['directory']} ({mount['state']})" for mount in status["mounts"]]
+    several = len(status["disks"]) > 1
+    for mount in status["mounts"]:
+        where = f" of disk {mount['device']}" if several else ""
+        lines.append(f"mount        {mount['name']}{where} on {mount['directory']} ({mount['state']})")
     for env in status["environments"]:
         where = f", {env['address']}" if env.get("address") else ""
         lines.append(f"environment  {env['id']:3} {env['name']:20} process {env['pid']}, uid {env['uid']}{where}")
     interesting = {name: count for name, count in status["counters"].items() if count}
     lines += [f"counter      {name:24} {count}" for name, count in interesting.items()]
     return lines
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    used = disk["blocks"] - disk["free"]
+    return (
+        f"disk {disk['device']:<7} {disk['path']}: {_size(used * 4096)} of {_size(disk['blocks'] * 4096)} in use; "
+        f"{disk['read_requests']} reads, {disk['write_requests']} writes, {disk['flushes']} flushes"
+        + (f", {disk['errors']} ERRORS" if disk["errors"] else "")
+    )
 
 
 def _size(nbytes: int) -> str:

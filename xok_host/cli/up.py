@@ -9,11 +9,17 @@ from xok_host.abi.errors import BadCall, NotAllowed
 from xok_host.cli import exits
 from xok_host.host import config, daemon
 
-HELP = "start xokd on a disk and a TAP; returns when it is ready"
+HELP = "start xokd on one disk or several, and a TAP; returns when it is ready"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--disk", required=True, metavar="DISK", help="image file or block device, formatted")
+    parser.add_argument(
+        "--disk",
+        required=True,
+        action="append",
+        metavar="DISK",
+        help="image file or block device, formatted; may be given several times",
+    )
     parser.add_argument("--tap", default=config.DEFAULT_TAP, metavar="NAME", help="TAP to make or adopt (default xok0)")
     parser.add_argument(
         "--host-address",
@@ -32,10 +38,15 @@ def run(options: argparse.Namespace) -> int:
     config.parse_interface(options.host_address)
     if not 0 < len(options.tap) < 16 or "/" in options.tap:
         raise BadCall(f"{options.tap!r} is no name for a network interface")
+    disks = tuple(os.path.realpath(disk) for disk in options.disk)
+    if len(disks) > config.MAX_DISKS:
+        raise BadCall(f"{len(disks)} disks; one xokd takes at most {config.MAX_DISKS}")
+    if len(set(disks)) != len(disks):
+        raise BadCall("a disk is given twice")
     memory = config.default_memory() if options.memory is None else config.parse_size(options.memory)
     wanted = config.Config(
         runtime=config.Runtime.from_environment(),
-        disk=os.path.realpath(options.disk),
+        disks=disks,
         tap=None if options.no_network else options.tap,
         host_address=options.host_address,
         memory_chunks=config.chunks(memory),
@@ -43,5 +54,5 @@ def run(options: argparse.Namespace) -> int:
     )
     started = daemon.start(wanted, foreground=options.foreground)
     if not options.foreground:
-        print(f"xokd: process {started}, disk {wanted.disk}" + (f", TAP {wanted.tap}" if wanted.tap else ""))
+        print(f"xokd: process {started}, disk {', '.join(disks)}" + (f", TAP {wanted.tap}" if wanted.tap else ""))
     return exits.OK

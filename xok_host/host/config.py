@@ -15,6 +15,9 @@ DEFAULT_RUNTIME = "/run/xok"
 DEFAULT_TAP = "xok0"
 DEFAULT_HOST_ADDRESS = "10.42.0.1/24"
 
+MAX_DISKS = 8
+"""Of one xokd: an environment is sent a descriptor for each one's free map."""
+
 LONGEST_RUNTIME = 90
 """Bytes: the name of a socket in it must fit into sun_path."""
 
@@ -54,7 +57,8 @@ class Config:
     """One instance.  `tap` None: no network."""
 
     runtime: Runtime
-    disk: str
+    disks: tuple[str, ...]
+    """Paths; a disk's number is its place, from 1."""
     tap: str | None
     host_address: str
     memory_chunks: int

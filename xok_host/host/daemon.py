@@ -162,7 +162,7 @@ def _lock(config: Config) -> IO[str]:
             "XOK_RUNTIME_DIR for a second one"
         ) from None
     file.truncate(0)
-    file.write(f"process {os.getpid()}, disk {config.disk}\n")
+    file.write(f"process {os.getpid()}, disk {', '.join(config.disks)}\n")
     file.flush()
     return file
 

@@ -39,6 +39,7 @@ FLUSH_SECONDS = 120.0
 class Mount:
     name: str
     directory: str
+    dev: int
     capability: Capability
     init: str = ""
     state: str = "starting"
@@ -57,14 +58,14 @@ class Mounts:
         self._nursery = nursery
         self.mounts: dict[str, Mount] = {}
 
-    async def mount(self, name: str, directory: str, capability: Capability) -> Mount:
+    async def mount(self, name: str, directory: str, dev: int, capability: Capability) -> Mount:
         """Mount and serve; returns when the mount answers.  Raises Exists, InUse, OSError."""
         if directory in self.mounts:
             raise Exists(f"{self.mounts[directory].name} is mounted on {directory}")
         for other in self.mounts.values():
-            if other.name == name:
+            if (other.name, other.dev) == (name, dev):
                 raise InUse(f"{name} is mounted on {other.directory}")
-        mount = Mount(name, directory, capability)
+        mount = Mount(name, directory, dev, capability)
         self.mounts[directory] = mount
         try:
             fuse, mount.init = await self._link.mount(directory, directory, name)
@@ -103,7 +104,7 @@ class Mounts:
 
     async def _serve(self, mount: Mount, fuse: int, *, answered: bool) -> None:
         """Start a server on the descriptor, which this closes."""
-        arguments = [mount.name, "--fuse-fd", FUSE, "--init", mount.init]
+        arguments = [mount.name, "--dev", str(mount.dev), "--fuse-fd", FUSE, "--init", mount.init]
         if answered:
             arguments.append("--answered")
         try:

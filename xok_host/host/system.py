@@ -1,16 +1,20 @@
 """The kernel with a disk, memory and a network under it: what the call loop serves and environments are made of.
 
-The kernel does no I/O: its requests are started here at the end of each turn, and their ends come back from the disk in
-the next.  There is one device, number 1.
+The kernel does no I/O: its requests are started here at the end of each turn, and their ends come back from the disks
+in the next.  Disks are devices 1, 2, … in the order in which they were named; what one of them fails is not the others'
+business.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from ipaddress import IPv4Interface
 from typing import Any
 
@@ -18,7 +22,7 @@ import trio
 
 from xok_host.abi.calls import CallNumber, CatalogueEntry, Event, pack_extents
 from xok_host.abi.channel import Completion, Entry
-from xok_host.abi.errors import BadCall, NotAllowed, NotClean, Tainted, XokError, by_code
+from xok_host.abi.errors import BadCall, NotAllowed, NotClean, NotFound, Tainted, XokError, by_code
 from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE, SECTOR, Right
 from xok_host.abi.views import CountersView
 from xok_host.host.blockdev import BlockDevice, open_disk
@@ -37,7 +41,6 @@ from xok_host.kernel.xn.startup import Then
 
 log = logging.getLogger("xok.system")
 
-DEV = 1
 OWN_SLOT = ENVIRONMENT_LIMIT
 """xokd's own environment, which has no process: for writing back at shutdown."""
 SYNC_ROUNDS = 1000
@@ -50,17 +53,20 @@ class System:
     """Everything under the environments."""
 
     def __init__(self, config: Config) -> None:
-        """Take the disk and the TAP.  Raises BadDisk, InUse, MediaError, OSError; nothing is held then."""
+        """Take the disks and the TAP.  Raises BadDisk, InUse, MediaError, OSError; nothing is held then."""
         self._config = config
         self.on_flood: Callable[[int], None] = lambda env: None
         self.loop = CallLoop(self, lambda env: self.on_flood(env))
-        self.disk: BlockDevice = open_disk(config.disk, without=config.without)
+        self.disks: dict[int, BlockDevice] = {}
         self.network: Network | None = None
         self._own_cookie = 0
         self._own_waits: dict[int, trio.Event] = {}
         self._own_answers: dict[int, Completion] = {}
         try:
-            self._recover()
+            for dev, path in enumerate(config.disks, 1):
+                self.disks[dev] = open_disk(path, without=config.without)
+            for disk in self.disks.values():
+                _recover(disk)
             self._chunks = SharedChunks(config.memory_chunks)
             self._tables = SharedTables()
             self.kernel = Kernel(
@@ -74,17 +80,19 @@ class System:
             self.kernel.add_handler(CallNumber.FILTER_REMOVE, self._filter_remove)
             if config.tap is not None:
                 self.network = Network(config.tap, config.host_address, config.without, self.loop)
-            self.loop.watch(self.disk.fileno(), self._disk_ready)
+            for disk in self.disks.values():
+                self._watch(disk)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let go of everything; the kernel's device was detached, or is left to be reconstructed."""
+        """Let go of everything; the kernel's devices were detached, or are left to be reconstructed."""
         if self.network is not None:
             self.network.close()
         self.loop.close()
-        self.disk.close()
+        for disk in self.disks.values():
+            disk.close()
 
     # ---- the call loop's kernel
 
@@ -101,7 +109,8 @@ class System:
         """Start requests, hand out completions."""
         for request in self.kernel.take_io():
             self._start(request)
-        self.disk.submit()
+        for disk in self.disks.values():
+            disk.submit()
         completions = self.kernel.completions
         while completions:
             env, cookie, code, r0, r1, data = completions.popleft()
@@ -114,23 +123,27 @@ class System:
         def done(errno: int) -> None:
             self.kernel.io_done(request.token, errno)
 
+        disk = self.disks[request.dev]
         if request.op == IoOp.FLUSH:
-            self.disk.flush(done)
+            disk.flush(done)
             return
         view = self.kernel.pages.view
         buffers = [view(page)[first * SECTOR : (first + count) * SECTOR] for page, first, count in request.iov]
         if request.op == IoOp.READ:
-            self.disk.read(request.sector, buffers, done)
+            disk.read(request.sector, buffers, done)
         else:
-            self.disk.write(request.sector, buffers, done)
+            disk.write(request.sector, buffers, done)
+
+    def _watch(self, disk: BlockDevice) -> None:
+        def ready() -> None:
+            disk.poll()
+
+        self.loop.watch(disk.fileno(), ready)
 
     def wait_seconds(self) -> float:
         """How long the loop may sleep: until the next lock's deadline."""
         deadline = self.kernel.locks.next_deadline()
         return -1 if deadline is None else max(0.001, (deadline - time.time_ns()) / 1e9)
-
-    def _disk_ready(self) -> None:
-        self.disk.poll()
 
     def _complete(self, env: int, completion: Completion) -> None:
         if env != OWN_SLOT:
@@ -139,42 +152,46 @@ class System:
         self._own_answers[completion.cookie] = completion
         self._token.run_sync_soon(self._own_waits.pop(completion.cookie).set)
 
-    # ---- the device
-
-    def _recover(self) -> None:
-        """Reconstruct a disk that was in use when its last xokd ended (START-1)."""
-        read = BlockReader(self.disk)
-        if newest(read(0), read(self.disk.nblocks - 1)).clean:
-            return
-        log.warning("%s was not shut down in order: reconstructing", self._config.disk)
-        report = examine(self.disk)
-        for violation in report.violations:
-            log.error("violation: %s", violation)
-        repair(self.disk, report)
-        log.warning("reconstructed: %d blocks in use, %d leaked", report.blocks, report.leaked)
+    # ---- the devices
 
     async def attach(self) -> None:
-        """Bring the disk into use.  Raises BadDisk, NotClean, MediaError."""
+        """Bring the disks into use, all or none.  Raises BadDisk, NotClean, MediaError, naming the disk."""
         self._token = trio.lowlevel.current_trio_token()
-        await self._wait(lambda then: self.kernel.start_device(DEV, self.disk.nblocks, then))
+        for dev, disk in self.disks.items():
+            try:
+                await self._wait(partial(self.kernel.start_device, dev, disk.nblocks))
+            except XokError as error:
+                for started in list(self.kernel.devices):
+                    with contextlib.suppress(XokError):
+                        await self._wait(partial(self.kernel.stop_device, started))
+                raise by_code(error.code, f"{disk.path}: {error.detail}") from None
         uid = ENVIRONMENT_UID_BASE + OWN_SLOT
         self._own = self.kernel.create_environment(uid, "xokd", [])
 
     async def detach(self) -> None:
-        """Write everything back and mark the disk clean.  Raises what keeps it from being so."""
-        await self.sync()
-        await self._wait(lambda then: self.kernel.stop_device(DEV, then))
+        """Write everything back and mark each disk clean.  Raises what keeps the first of them from being so, when all
+        the others have been seen to."""
+        trouble: XokError | None = None
+        for dev, disk in self.disks.items():
+            try:
+                await self.sync(dev)
+                await self._wait(partial(self.kernel.stop_device, dev))
+            except XokError as error:
+                log.error("%s is not clean: %s", disk.path, error)
+                trouble = trouble or by_code(error.code, f"{disk.path}: {error.detail}")
+        if trouble is not None:
+            raise trouble
 
-    async def sync(self) -> None:
+    async def sync(self, dev: int) -> None:
         """What dead libOSes left dirty is written like anybody's: anyone may, it changes no contents."""
         for _ in range(SYNC_ROUNDS):
-            blocks = [entry.db for entry in self.kernel.device(DEV).dirty_blocks]
+            blocks = [entry.db for entry in self.kernel.device(dev).dirty_blocks]
             for at in range(0, len(blocks), SYNC_BATCH):
                 extents = pack_extents((db, 1, 0) for db in blocks[at : at + SYNC_BATCH])
-                answer = await self._call(CallNumber.WRITEBACKV, DEV, data=extents)
+                answer = await self._call(CallNumber.WRITEBACKV, dev, data=extents)
                 if answer.code not in (0, Tainted.code):  # some sectors wait for others: the next round takes them
                     raise by_code(answer.code, answer.data.decode())
-            answer = await self._call(CallNumber.FLUSH, DEV)
+            answer = await self._call(CallNumber.FLUSH, dev)
             if answer.code:
                 raise by_code(answer.code, answer.data.decode())
             if not blocks:
@@ -223,7 +240,7 @@ class System:
         return self._tables.readers()
 
     def devices(self) -> dict[int, int]:
-        return {DEV: self.disk.nblocks}
+        return {dev: disk.nblocks for dev, disk in self.disks.items()}
 
     def grant_network(
         self, slot: int, interface: IPv4Interface, listening: int | None
@@ -259,30 +276,61 @@ class System:
 
     # ---- looking
 
-    def catalogue(self) -> list[CatalogueEntry]:
-        return self.kernel.device(DEV).catalogue.entries()
+    def catalogue(self) -> list[tuple[int, CatalogueEntry]]:
+        """(device, entry) of all that is in the disks' catalogues."""
+        return [(dev, entry) for dev, device in self.kernel.devices.items() for entry in device.catalogue.entries()]
+
+    def device_named(self, disk: str) -> int:
+        """The number of a disk, given by that number or by its path.  Raises NotFound."""
+        for dev, found in self.disks.items():
+            if disk == str(dev) or os.path.realpath(disk) == found.path:
+                return dev
+        known = ", ".join(f"{dev} ({found.path})" for dev, found in self.disks.items())
+        raise NotFound(f"no disk {disk}; there is {known}")
+
+    def _disk_status(self, dev: int) -> dict[str, Any]:
+        disk, device = self.disks[dev], self.kernel.device(dev)
+        return {
+            "device": dev,
+            "path": disk.path,
+            "blocks": disk.nblocks,
+            "free": device.freemap.free,
+            "dirty": len(device.dirty_blocks),
+            "direct": disk.direct,
+            "engine": type(disk.engine).__name__,
+            **asdict(disk.statistics()),
+        }
 
     def status(self) -> dict[str, Any]:
-        device = self.kernel.device(DEV)
-        statistics = self.disk.statistics()
+        disks = [self._disk_status(dev) for dev in self.disks]
         counters = CountersView(self._tables.counters).as_dict()
         counts = self.loop.counts
         return {
-            "disk": {
-                "path": self.disk.path,
-                "blocks": self.disk.nblocks,
-                "free": device.freemap.free,
-                "direct": self.disk.direct,
-                "engine": type(self.disk.engine).__name__,
-                **asdict(statistics),
-            },
+            "disk": disks[0],
+            "disks": disks,
             "cache": {
                 "pages_in_use": self.kernel.pages.in_use,
                 "pages_limit": self._config.memory_chunks * CHUNK_PAGES,
                 "blocks": len(self.kernel.registry.cached),
-                "dirty": len(device.dirty_blocks),
+                "dirty": sum(disk["dirty"] for disk in disks),
             },
             "counters": {**counters, "crossings": counts.crossings, "turns": counts.turns, "faults": counts.faults},
             "network": None if self.network is None else {"tap": self._config.tap, **self.network.statistics()},
             "filters": [] if self.network is None else self.network.filters(),
         }
+
+
+def _recover(disk: BlockDevice) -> None:
+    """Reconstruct a disk that was in use when its last xokd ended (START-1)."""
+    read = BlockReader(disk)
+    try:
+        if newest(read(0), read(disk.nblocks - 1)).clean:
+            return
+        log.warning("%s was not shut down in order: reconstructing", disk.path)
+        report = examine(disk)
+        for violation in report.violations:
+            log.error("violation: %s", violation)
+        repair(disk, report)
+    except XokError as error:
+        raise by_code(error.code, f"{disk.path}: {error.detail}") from None
+    log.warning("%s reconstructed: %d blocks in use, %d leaked", disk.path, report.blocks, report.leaked)

@@ -105,28 +105,36 @@ class Xokd:
             self.link = LaunchLink(self._launcher_socket, self._on_exit)
             nursery.start_soon(self._listen_to_launcher)
             nursery.start_soon(self._signals)
-            await self.system.attach()
-            self.environments = Environments(self.system, self.loop, self.link, nursery, self.config.runtime.logs)
-            self.system.on_flood = self._flooded
-            self.mounts = Mounts(self.environments, self.link, nursery)
-            self.keepers: Keepers | None = None
-            if self.system.network is not None:
-                self.keepers = Keepers(self.environments, self.system.network, nursery)
-            self.serving: dict[int, dict[str, Any]] = {}
-            control = ControlServer(self.config.runtime, self._handlers())
-            nursery.start_soon(control.serve)
             try:
-                log.info("ready: disk %s, runtime %s", self.config.disk, self.config.runtime.directory)
-                ready()
-                await self._stop.wait()
-                with trio.CancelScope(shield=True):
-                    await self._shut_down()
-                    await self._last_answers(control)
-            finally:
-                control.close()
+                await self.system.attach()
+            except XokError as error:
+                self._trouble = error
+            else:
+                await self._serve_calls(nursery, ready)
             nursery.cancel_scope.cancel()
         if self._trouble is not None:
             raise self._trouble
+
+    async def _serve_calls(self, nursery: trio.Nursery, ready: Callable[[], None]) -> None:
+        """From the first call to the last."""
+        self.environments = Environments(self.system, self.loop, self.link, nursery, self.config.runtime.logs)
+        self.system.on_flood = self._flooded
+        self.mounts = Mounts(self.environments, self.link, nursery)
+        self.keepers: Keepers | None = None
+        if self.system.network is not None:
+            self.keepers = Keepers(self.environments, self.system.network, nursery)
+        self.serving: dict[int, dict[str, Any]] = {}
+        control = ControlServer(self.config.runtime, self._handlers())
+        nursery.start_soon(control.serve)
+        try:
+            log.info("ready: disk %s, runtime %s", ", ".join(self.config.disks), self.config.runtime.directory)
+            ready()
+            await self._stop.wait()
+            with trio.CancelScope(shield=True):
+                await self._shut_down()
+                await self._last_answers(control)
+        finally:
+            control.close()
 
     async def _signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -156,9 +164,9 @@ class Xokd:
             await self.environments.stop(record)
         try:
             await self.system.detach()
-            log.info("down: the disk is clean")
+            log.info("down: every disk is clean")
         except XokError as error:
-            log.error("down, but the disk is not clean: %s", error)
+            log.error("down, but not every disk is clean: %s", error)
             self._trouble = error
 
     async def _listen_to_launcher(self) -> None:
@@ -212,18 +220,22 @@ class Xokd:
 
     async def _list(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
         kinds = {CatalogueEntry.ROOT: "root", CatalogueEntry.TYPE: "type", CatalogueEntry.RESERVED: "reserved"}
-        names = {entry.type: entry.name for entry in self.system.catalogue() if entry.kind != CatalogueEntry.ROOT}
+        names = {
+            (dev, entry.type): entry.name for dev, entry in self.system.catalogue() if entry.kind != CatalogueEntry.ROOT
+        }
         return [
             {
                 "name": entry.name,
                 "kind": kinds[entry.kind],
-                "type": names.get(entry.type, str(entry.type))
+                "type": names.get((dev, entry.type), str(entry.type))
                 if entry.kind == CatalogueEntry.ROOT
                 else str(entry.type),
                 "block": entry.db,
                 "uid": entry.uid,
+                "device": dev,
+                "disk": self.system.disks[dev].path,
             }
-            for entry in self.system.catalogue()
+            for dev, entry in self.system.catalogue()
         ]
 
     async def _mkfs(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
@@ -231,7 +243,8 @@ class Xokd:
         module = MKFS_MODULES.get(request["type"])
         if module is None:
             raise BadCall(f"no file system has the type {request['type']!r}")
-        record = await self.environments.start(f"mkfs:{name}", "mkfs", Program(module, [name]))
+        dev = self._device(request)
+        record = await self.environments.start(f"mkfs:{name}", "mkfs", Program(module, [name, "--dev", str(dev)]))
         with trio.move_on_after(MKFS_SECONDS):
             await record.exited.wait()
         if not record.exited.is_set():
@@ -244,7 +257,8 @@ class Xokd:
         name, directory = _name(request["name"]), request["directory"]
         if not os.path.isabs(directory):
             raise BadCall(f"{directory} is not an absolute path")
-        mount = await self.mounts.mount(name, directory, self._tree(name, Right.READ | Right.WRITE))
+        dev, entry = self._root(name, request.get("disk"))
+        mount = await self.mounts.mount(name, directory, dev, _tree(entry, Right.READ | Right.WRITE))
         return {"directory": mount.directory}
 
     async def _umount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
@@ -256,18 +270,18 @@ class Xokd:
         port = int(request["port"])
         if self.keepers is None:
             raise NotAllowed("xokd was started without a network")
-        tree = self._tree(name, Right.READ)
-        what = {"name": name, "address": str(interface), "port": port}
+        dev, entry = self._root(name, request.get("disk"))
+        what = {"name": name, "device": dev, "address": str(interface), "port": port}
         for slot, other in self.serving.items():
             if (other["address"], other["port"]) == (what["address"], port):
                 raise Exists(f"{interface.ip} port {port} is served by environment {slot}, from {other['name']}")
         await self.keepers.keep(interface)
-        arguments = [name, "--root", request["root"], "--port", str(port)]
+        arguments = [name, "--dev", str(dev), "--root", request["root"], "--port", str(port)]
         record = await self.environments.start(
             f"serve:{name}",
             "serve",
             Program(WEB_MODULE, arguments),
-            capabilities=[tree],
+            capabilities=[_tree(entry, Right.READ)],
             interface=interface,
             listening=port,
         )
@@ -375,6 +389,7 @@ class Xokd:
             "mounts": [
                 {
                     "name": mount.name,
+                    "device": mount.dev,
                     "directory": mount.directory,
                     "state": mount.state,
                     "env": mount.record.slot if mount.record else 0,
@@ -387,24 +402,40 @@ class Xokd:
 
     # ---- capabilities
 
-    def _root(self, name: str) -> CatalogueEntry:
-        for entry in self.system.catalogue():
-            if entry.kind == CatalogueEntry.ROOT and entry.name == name:
-                return entry
-        raise NotFound(f"no file system is called {name!r}; `xok list` shows them")
+    def _device(self, request: dict[str, Any]) -> int:
+        """Where something new goes: the disk named, or the only one."""
+        if request.get("disk") is not None:
+            return self.system.device_named(str(request["disk"]))
+        if len(self.system.disks) > 1:
+            raise BadCall(f"there are {len(self.system.disks)} disks: say which with --disk")
+        return 1
 
-    def _tree(self, name: str, rights: int) -> Capability:
-        return Capability(TREE, self._root(name).capability, rights, name)
+    def _root(self, name: str, disk: str | None = None) -> tuple[int, CatalogueEntry]:
+        """The root called `name` and its device, on all disks or the one named.  Raises NotFound, BadCall."""
+        only = None if disk is None else self.system.device_named(str(disk))
+        found = [
+            (dev, entry)
+            for dev, entry in self.system.catalogue()
+            if entry.kind == CatalogueEntry.ROOT and entry.name == name and only in (None, dev)
+        ]
+        if not found:
+            where = "" if only is None else f" on disk {self.system.disks[only].path}"
+            raise NotFound(f"no file system is called {name!r}{where}; `xok list` shows them")
+        if len(found) > 1:
+            paths = " and ".join(self.system.disks[dev].path for dev, _ in found)
+            raise BadCall(f"{name!r} is on {paths}: say which (--disk, or DISK/NAME with --tree)")
+        return found[0]
 
     def _users_tree(self, peer: Peer, text: str) -> Capability:
-        """NAME or NAME:ro, for root or the file system's owner."""
-        name, _, mode = text.partition(":")
+        """NAME or NAME:ro, or DISK/NAME and so on, for root or the file system's owner."""
+        where, _, mode = text.partition(":")
         if mode not in ("", "ro"):
             raise BadCall(f"{text!r}: write NAME or NAME:ro")
-        entry = self._root(name)
+        disk, slash, name = where.rpartition("/")
+        _, entry = self._root(name, disk if slash else None)
         if peer.uid not in (0, entry.uid):
             raise NotAllowed(f"{name} belongs to user {entry.uid}")
-        return self._tree(name, Right.READ if mode else Right.READ | Right.WRITE)
+        return _tree(entry, Right.READ if mode else Right.READ | Right.WRITE)
 
     def _last_words(self, record: Record) -> str:
         """The end of what it printed, for the person who asked."""
@@ -422,6 +453,10 @@ class MakingFailed(XokError):
 
 class ServingFailed(XokError):
     """The web server did not come up."""
+
+
+def _tree(entry: CatalogueEntry, rights: int) -> Capability:
+    return Capability(TREE, entry.capability, rights, entry.name)
 
 
 def _name(text: Any) -> str:

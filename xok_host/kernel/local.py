@@ -1,4 +1,4 @@
-"""A whole exokernel in one process, on a disk of memory: for tests, and for trying a library file system.
+"""A whole exokernel in one process, on disks of memory: for tests, and for trying a library file system.
 
     local = LocalXok(nblocks=4096)
     env = local.environment()                       # calls as xok_host.abi.client.Environment has them
@@ -33,7 +33,7 @@ from xok_host.kernel.tables import PlainTables
 from xok_host.kernel.xn import privileged
 
 DEV = 1
-"""Number of the one device."""
+"""Number of the first device, which is the only one unless `more` disks are given."""
 
 
 class Numbers:
@@ -135,10 +135,10 @@ class LocalEnvironment:
         self.args: list[str] = []
         self.tap = None
         self.stop_requested = False
-        self.devices = {DEV: local.disk.nblocks}
+        self.devices = {dev: disk.nblocks for dev, disk in local.disks.items()}
         self.registry = RegistryView(local.tables.registry)
         self.counters = CountersView(local.tables.counters)
-        self.freemaps = {DEV: FreeMapView(local.tables.freemaps[DEV], local.disk.nblocks)}
+        self.freemaps = {dev: FreeMapView(local.tables.freemaps[dev], nblocks) for dev, nblocks in self.devices.items()}
         self.extra_fds: dict[str, int] = {}
         self.on_event: Callable[[Event, int, int], None] = lambda event, r0, r1: None
         self.events: list[tuple[Event, int, int]] = []
@@ -247,19 +247,21 @@ class LocalEnvironment:
 
 
 class LocalXok:
-    """Kernel and RAM disk.  `format` False starts from what the disk holds."""
+    """Kernel and RAM disks: `disk` is device 1, `more` are 2 and so on.  `format` False starts from what they hold."""
 
     def __init__(
         self,
         nblocks: int = 4096,
         *,
         disk: RamDisk | None = None,
+        more: Sequence[RamDisk] = (),
         format: bool = True,
         seed: int = 1,
         max_chunks: int = 64,
         entries: int = 1 << 14,
     ) -> None:
         self.disk = disk or RamDisk(nblocks)
+        self.disks = dict(enumerate([self.disk, *more], DEV))
         self.numbers = Numbers(seed)
         self.hold_io = False
         self.held: list[IoRequest] = []
@@ -268,11 +270,12 @@ class LocalXok:
         self._max_chunks = max_chunks
         self._entries = entries
         if format:
-            identity = self.numbers().to_bytes(8, "little") * 2
-            for step in privileged.format(self.disk.nblocks, identity):
-                for sector, raw in step.items():
-                    self.disk.write_sectors(sector, raw)
-                self.disk.flush()
+            for fresh in self.disks.values():
+                identity = self.numbers().to_bytes(8, "little") * 2
+                for step in privileged.format(fresh.nblocks, identity):
+                    for sector, raw in step.items():
+                        fresh.write_sectors(sector, raw)
+                    fresh.flush()
         self._boot()
 
     def _boot(self) -> None:
@@ -284,42 +287,45 @@ class LocalXok:
         self.start()
 
     def start(self) -> None:
-        """Bring the disk into use.  Raises NotClean after a crash: `recover` first."""
-        outcome: list[errors.XokError | None] = []
-        self.kernel.start_device(DEV, self.disk.nblocks, outcome.append)
-        self.pump()
-        self.started = outcome == [None]
-        if outcome and outcome[0] is not None and not isinstance(outcome[0], errors.NotClean):
-            raise outcome[0]
-        if not self.started:
-            self.tables.freemaps.setdefault(DEV, self.tables.freemap(DEV, self.disk.nblocks))
+        """Bring the disks into use.  After a crash they are not (`started`): `recover` first."""
+        self.started = True
+        for dev, disk in self.disks.items():
+            outcome: list[errors.XokError | None] = []
+            self.kernel.start_device(dev, disk.nblocks, outcome.append)
+            self.pump()
+            if outcome and outcome[0] is not None and not isinstance(outcome[0], errors.NotClean):
+                raise outcome[0]
+            if outcome != [None]:
+                self.started = False
+                self.tables.freemaps.setdefault(dev, self.tables.freemap(dev, disk.nblocks))
 
     def stop(self) -> None:
-        """Orderly shutdown: write everything back as long as that makes progress, then stop the device."""
-        self.sync()
-        outcome: list[errors.XokError | None] = []
-        self.kernel.stop_device(DEV, outcome.append)
-        self.pump()
-        if outcome[0] is not None:
-            raise outcome[0]
+        """Orderly shutdown: write everything back as long as that makes progress, then stop the devices."""
+        for dev in self.disks:
+            self.sync(dev)
+            outcome: list[errors.XokError | None] = []
+            self.kernel.stop_device(dev, outcome.append)
+            self.pump()
+            if outcome[0] is not None:
+                raise outcome[0]
 
-    def sync(self) -> int:
+    def sync(self, dev: int = DEV) -> int:
         """What a syncer daemon does: write what may be written, flush, until nothing is dirty; rounds it took."""
         syncer = self.environment(name="syncer")
         rounds = 0
         try:
             while True:
-                found = syncer.call("list_writeable", DEV, out_bytes=1 << 20)
+                found = syncer.call("list_writeable", dev, out_bytes=1 << 20)
                 blocks = memoryview(found.data).cast("Q").tolist()
                 for at in range(0, len(blocks), 512):
                     data = pack_extents((db, 1, 0) for db in blocks[at : at + 512])
                     try:
-                        syncer.call("writebackv", DEV, data=data)
+                        syncer.call("writebackv", dev, data=data)
                     except errors.Tainted:
                         pass  # some sectors wait; what could go has gone
-                syncer.call("flush", DEV)
+                syncer.call("flush", dev)
                 rounds += 1
-                if not blocks and not syncer.call("list_writeable", DEV).r0:  # the flush may have freed some to go
+                if not blocks and not syncer.call("list_writeable", dev).r0:  # the flush may have freed some to go
                     return rounds
                 if rounds > 1000:
                     raise RuntimeError("the disk does not come to rest")
@@ -360,18 +366,19 @@ class LocalXok:
         self._deliver()
 
     def _carry_out(self, request: IoRequest) -> None:
-        errno = self.disk.fail(request)
+        disk = self.disks[request.dev]
+        errno = disk.fail(request)
         if not errno:
             sector = request.sector
             for page, first, count in request.iov:
                 view = self.page_bytes(page)[first * SECTOR : (first + count) * SECTOR]
                 if request.op == IoOp.READ:
-                    view[:] = self.disk.read_sectors(sector, count)
+                    view[:] = disk.read_sectors(sector, count)
                 else:
-                    self.disk.write_sectors(sector, view)
+                    disk.write_sectors(sector, view)
                 sector += count
             if request.op == IoOp.FLUSH:
-                self.disk.flush()
+                disk.flush()
         self.kernel.io_done(request.token, errno)
 
     def _deliver(self) -> int:
@@ -402,30 +409,34 @@ class LocalXok:
         `choose(sector)` decides for each sector written (or on its way) since the last flush whether that version had
         reached the disk; None: none had.  The disk is not clean then: `recover` it.
         """
-        in_flight: list[tuple[int, bytes]] = []
+        in_flight: dict[int, list[tuple[int, bytes]]] = {dev: [] for dev in self.disks}
         for request in (*self.held, *self.kernel.take_io()):
             if request.op == IoOp.WRITE:
                 sector = request.sector
                 for page, first, count in request.iov:
                     for index in range(first, first + count):
                         raw = bytes(self.page_bytes(page)[index * SECTOR : index * SECTOR + SECTOR])
-                        in_flight.append((sector, raw))
+                        in_flight[request.dev].append((sector, raw))
                         sector += 1
         self.held = []
-        self.disk.crash(choose or (lambda sector: False), in_flight)
+        for dev, disk in self.disks.items():
+            disk.crash(choose or (lambda sector: False), in_flight[dev])
         self._boot()
 
     def recover(self) -> Any:
-        """Reconstruct the disk after a crash, make it clean, and start; gives `recover.Report`."""
+        """Reconstruct the disks after a crash, make them clean, and start; gives the first's `recover.Report`."""
         from xok_host.kernel.xn import recover
 
-        report = recover.reconstruct(self.disk.read_block, self.disk.nblocks)
-        last = {0, (self.disk.nblocks - 1) * SECTORS}
-        sectors = list(recover.repair(report))
-        for superblocks in (False, True):  # they say `clean`: not before the rest is durable
-            for sector, raw in sectors:
-                if (sector in last) is superblocks:
-                    self.disk.write_sectors(sector, raw)
-            self.disk.flush()
+        reports = []
+        for disk in self.disks.values():
+            report = recover.reconstruct(disk.read_block, disk.nblocks)
+            last = {0, (disk.nblocks - 1) * SECTORS}
+            sectors = list(recover.repair(report))
+            for superblocks in (False, True):  # they say `clean`: not before the rest is durable
+                for sector, raw in sectors:
+                    if (sector in last) is superblocks:
+                        disk.write_sectors(sector, raw)
+                disk.flush()
+            reports.append(report)
         self._boot()
-        return report
+        return reports[0]

@@ -35,7 +35,7 @@ PRIVILEGED: dict[str, tuple[str, dict[type[e.XokError], str]]] = {
         {
             e.BadCall: "the device number is not 1 to 255",
             e.Exists: "a disk is active, or being started, under that number",
-            e.BadDisk: "it is no XN disk, is damaged, or was formatted with another size",
+            e.BadDisk: "it is no XN disk, is damaged, was formatted with another size, or is a copy of an active one",
             e.NotClean: "it was not shut down in order: reconstruct it first",
             e.MediaError: "the device failed to read or write",
         },

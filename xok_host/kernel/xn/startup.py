@@ -3,6 +3,7 @@
 START-1  A disk that was not shut down in order does not start: it is reconstructed first (`recover`).
 START-2  Before anything else is written to a started disk, both superblocks say that it is in use.
 START-3  Stopping flushes, and refuses while blocks are dirty; only then the superblocks say clean.
+START-4  No two active disks have one identity: the capabilities in their catalogues would be the same numbers.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class Start:
         superblock = newest(self._take(0), self._take(last))
         if superblock.nblocks != device.nblocks or superblock.first != device.superblock.first:
             raise BadDisk(f"it was formatted with {superblock.nblocks} blocks and has {device.nblocks}")
+        if any(other.superblock.identity == superblock.identity for other in self._kernel.devices.values()):
+            raise BadDisk("it is a copy of a disk that is in use, whose capabilities would open it as well (START-4)")
         if not superblock.clean:
             raise NotClean("it was in use when the system stopped")
         device.superblock = superblock

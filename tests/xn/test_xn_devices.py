@@ -1,0 +1,118 @@
+"""Several disks under one kernel: each call is about one of them, and none of them about another's blocks."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from toy import DEV, Sector, Toy, da, install_type, template
+
+from xok_host.abi import errors as e
+from xok_host.abi.calls import Op, OpKind, pack_extents, pack_transaction
+from xok_host.abi.types import SECTOR, TYPE_XN_DB, Right, disk_address
+from xok_host.kernel.local import LocalXok, RamDisk
+
+OTHER = 3
+
+
+@pytest.fixture
+def local() -> LocalXok:
+    return LocalXok(512, more=[RamDisk(200), RamDisk(300)], max_chunks=16, entries=1 << 10)
+
+
+def other_root(toy: Toy) -> tuple[int, int]:
+    """A root of plain data on the second disk: its block and its capability."""
+    made = toy.env.call("install_mount", OTHER, 0, 1, TYPE_XN_DB, data=b"toy")  # the name is free there
+    return made.r0, made.r1
+
+
+def test_the_list_and_what_each_call_says(toy: Toy) -> None:
+    listed = toy.env.call("dev_list", out_bytes=64)
+    assert listed.r0 == 3 and struct.unpack("<3Q", listed.data) == (DEV, 2, OTHER)
+    blocks = [struct.unpack("<5Q", toy.env.call("info", dev, out_bytes=64).data)[0] for dev in (DEV, 2, OTHER)]
+    assert blocks == [512, 200, 300]
+    assert toy.env.call("read_catalogue", OTHER).r0 == 0
+    assert toy.env.freemaps[OTHER].is_free(100)
+
+
+def test_equal_block_numbers_are_different_blocks(toy: Toy) -> None:
+    block, cap = other_root(toy)
+    here = toy.add_data(toy.root, 1, b"here")
+    toy.env.call("writeb", disk_address(OTHER, block), cap=cap, data=b"there")
+    assert toy.env.call("readb", disk_address(OTHER, block), 5, cap=cap).data == b"there"
+    assert toy.env.call("readb", da(here), 4, cap=toy.cap).data == b"here"
+    with pytest.raises(e.BadCapability):
+        toy.env.call("readb", disk_address(OTHER, block), 5, cap=toy.cap)
+    listed = [toy.env.call("list_writeable", dev, out_bytes=1 << 10).r0 for dev in (DEV, OTHER)]
+    assert listed[1] == 1 and listed[0] >= 2
+
+
+def test_a_block_number_cannot_name_another_devices_block(toy: Toy) -> None:
+    """Bits beyond a block number would be the device's in the registry's key."""
+    block, _ = other_root(toy)
+    alias = (DEV ^ OTHER) << 44 | block
+    assert DEV << 44 | alias == OTHER << 44 | block
+    before = toy.local.disks[OTHER].writes
+    for extent in ((alias, 1, 0), ((1 << 64) - 1, 2, 0)):
+        assert toy.code("writebackv", DEV, data=pack_extents([extent])) is e.NotInCore
+        assert toy.code("mark_dirty", DEV, data=pack_extents([extent])) is e.NotInCore
+    assert toy.code("writeback", DEV, alias, 1) is e.NotInCore
+    assert toy.code("delete_attr", DEV, data=pack_extents([(alias, 1, 0)])) is e.BadCall
+    publish = Op(OpKind.PUBLISH, da(toy.root), 1, db=alias, count=1, page=toy.page(b"x"))
+    assert toy.code("transact", data=publish.pack()) in (e.BadCall, e.BogusUpdate)
+    assert toy.local.disks[OTHER].writes == before
+
+
+def test_a_transaction_is_about_one_device(toy: Toy) -> None:
+    block, cap = other_root(toy)
+    capability = toy.local.kernel.tree_capability(OTHER, "toy", Right.WRITE)
+    assert toy.env.kernel_env.capabilities.get(cap, "tree", Right.WRITE).id == capability.id
+    ops = [
+        Op(OpKind.MODIFY, da(toy.root), 1, writes=[(SECTOR, Sector(generation=3).pack())]),
+        Op(OpKind.WRITEB, disk_address(OTHER, block), 0xFFFF_FFFF, writes=[(0, b"x")]),
+    ]
+    with pytest.raises(e.BadCall, match="one device"):
+        toy.env.call("transact", cap=toy.cap, data=pack_transaction(ops))
+    assert toy.sector(toy.root, 1).generation == 0
+
+
+def test_types_are_of_a_device(toy: Toy) -> None:
+    with pytest.raises(e.WrongType):
+        toy.env.call("install_mount", OTHER, 0, 1, toy.type, data=b"no such type there")
+    assert install_type(toy.env, "elsewhere", template("elsewhere")) != toy.type
+
+
+def test_one_disk_fails_and_the_other_does_not_notice(toy: Toy) -> None:
+    block, _ = other_root(toy)
+    toy.local.disks[OTHER].fail = lambda request: 5
+    assert toy.code("writeback", OTHER, block, 1) is e.MediaError
+    assert toy.code("flush", OTHER) is e.MediaError
+    assert toy.code("read_and_insert", OTHER, data=pack_extents([(200, 1, 0)])) is e.MediaError
+    toy.add_data(toy.root, 1, b"still")
+    toy.local.sync(DEV)
+    outcome: list[e.XokError | None] = []
+    toy.local.kernel.stop_device(DEV, outcome.append)
+    toy.local.pump()
+    assert outcome == [None]
+    assert struct.unpack("<2Q", toy.env.call("dev_list", out_bytes=64).data) == (2, OTHER)
+    toy.local.disks[OTHER].fail = lambda request: 0
+    toy.env.call("writeback", OTHER, block, 1)  # what could not be written is still there
+
+
+def test_a_crash_and_reconstruction_of_both(toy: Toy) -> None:
+    block, cap = other_root(toy)
+    toy.env.call("writeb", disk_address(OTHER, block), cap=cap, data=b"kept")
+    for dev in (DEV, OTHER):
+        toy.local.sync(dev)
+    toy.local.crash()
+    assert not toy.local.started
+    toy.local.recover()
+    assert toy.local.started and toy.local.disks[OTHER].read_block(block)[:4] == b"kept"
+
+
+def test_a_copy_of_an_active_disk_does_not_start(toy: Toy) -> None:
+    toy.local.stop()
+    copied = RamDisk(512)
+    copied.data[:] = toy.local.disk.data
+    with pytest.raises(e.BadDisk, match="copy"):
+        LocalXok(disk=toy.local.disk, more=[copied], format=False)
