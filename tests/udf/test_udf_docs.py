@@ -57,6 +57,12 @@ def test_numbers_are_the_bounds() -> None:
         assert f"`0x{address >> 32:x}_0000_0000`" in text
 
 
+def test_every_determinism_rule_has_a_test() -> None:
+    rules = set(re.findall(r"\*\*(DET-\d)\*\*", PAGE.read_text()))
+    tests = Path(__file__).with_name("test_udf_determinism.py").read_text()
+    assert rules and rules == set(re.findall(r"^# (DET-\d):", tests, re.M))
+
+
 def test_example_runs() -> None:
     from xok_host.kernel.xn.template import import_template
     from xok_host.kernel.xn.udf import extents

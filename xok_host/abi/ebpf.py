@@ -219,7 +219,7 @@ def decode(code: bytes) -> list[Instruction]:
         number, registers, offset, imm = _LAYOUT.unpack_from(code, slot * INSTRUCTION)
         opcode = OPCODES.get(number)
         if opcode is None:
-            raise BadProgram(f"slot {slot}: unknown opcode {number:#04x}")
+            raise BadProgram(f"slot {slot}: {_unknown(number)}")
         if opcode.form == "wide":
             if slot + 1 == end:
                 raise BadProgram(f"slot {slot}: lddw lacks its second half")
@@ -232,6 +232,13 @@ def decode(code: bytes) -> list[Instruction]:
         out.append(instruction)
         slot += instruction.slots
     return out
+
+
+def _unknown(number: int) -> str:
+    """Why there is no such instruction."""
+    if number & 7 == LD and number & 0xE0 in (ABS, IND):
+        return f"opcode {number:#04x} is packet access (RFC 9669, deprecated), and there are no packets here"
+    return f"unknown opcode {number:#04x}"
 
 
 _USES_DST = frozenset(

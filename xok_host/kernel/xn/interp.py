@@ -232,7 +232,7 @@ def verify(code: bytes) -> list[Instruction]:
         opcode = instruction.opcode
         after = slot + instruction.slots
         if not opcode.udf:
-            raise BadProgram(f"slot {slot}: {opcode.name} is not for UDFs")
+            raise BadProgram(f"slot {slot}: {opcode.name} is not for UDFs: nothing runs beside one, so load and store")
         if opcode.writes and instruction.dst == 10:
             raise BadProgram(f"slot {slot}: r10 cannot be written")
         if opcode.form == "wide" and instruction.src:

@@ -88,7 +88,7 @@ def ask(entry: Cached, meta: bytes | bytearray | memoryview, part: int) -> tuple
     """(owns, canonical; refs; refcnt) of a partition.  Raises UdfFailed."""
     xtype: XnType = entry.xtype
     da = entry.key << 12
-    owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, da))
+    owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, 0))  # not where it lies: DET-4
     references = counts = EMPTY
     if xtype.references_program is not None:
         references = xtype.ask(xtype.references_program, meta, part, da)
