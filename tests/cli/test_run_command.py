@@ -8,10 +8,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.host.xokkit import Xok, instance, public_directory
+from xok_host.abi import accel
 from xok_host.cli import exits
 from xok_host.cli.__main__ import main as xok_main
 
@@ -208,6 +210,16 @@ def test_a_tree_goes_to_its_owner_alone(xok: Xok) -> None:
     root = str(xok.program("def main(env, argv): env.call('install_mount', 1, 0, 1, 1, data=b'roots')", "root.py"))
     xok("run", root)
     assert as_nobody(xok, lambda: xok_main(["run", "--tree", "roots", use])) == exits.NOT_ALLOWED
+
+
+def test_the_syncer_writes_what_a_program_left_dirty(xok: Xok) -> None:
+    """Anybody may: it holds no capability."""
+    xok("run", xok.program("def main(env, argv): env.call('install_mount', 1, 0, 3, 1, data=b'left')", "leave.py"))
+    assert xok.status()["disk"]["dirty"] >= 3
+    syncer = Path(accel.ROOT) / "libfs" / "syncer.py"
+    assert as_nobody(xok, lambda: xok_main(["run", str(syncer), "--once"])) == 0
+    assert xok.status()["disk"]["dirty"] == 0
+    assert "positive" in xok.try_("run", syncer, "--interval", "0").out
 
 
 def test_a_users_idle_connections_do_not_keep_root_out(xok: Xok) -> None:
