@@ -67,12 +67,15 @@ class Crossing(Files):
             if part is None:
                 part = parts[key] = Part(key)
             changed = self.overlay.get(key) or self._sector_now(key)
+            ops, sent, blocks = len(part.ops), len(part.sent), len(part.blocks)
             try:
                 if self._node_ops(node, part, changed):
                     self.dirty[node.ino] = node
             except OSError as error:
                 self.errors[node.ino] = error
+                del part.ops[ops:], part.sent[sent:], part.blocks[blocks:]
                 self._give_up(node)
+                self._forget_chosen(parts)
                 continue
             node.pack_into(changed.data, (node.ino & 3) * INODE_BYTES)
             part.nodes.append(node)
@@ -91,6 +94,10 @@ class Crossing(Files):
             if changed.nodes_freed:
                 self._free_nodes(part, changed.nodes_freed)
         self._submit(self._arrange(overlay, parts), overlay)
+
+    def _forget_chosen(self, parts: dict[int, Part]) -> None:
+        """Blocks that were chosen for an inode that does not cross are free again."""
+        self.grouping.taken &= {db for part in parts.values() for db in part.blocks} | self.new_blocks.keys()
 
     def _sector_now(self, key: int) -> Sector:
         """The sector, fetched if it must be."""

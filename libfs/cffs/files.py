@@ -6,7 +6,7 @@ import errno
 import stat
 
 from libfs.api import Attr, NotInCore, StatFs
-from libfs.cffs import freespace, layout
+from libfs.cffs import layout
 from libfs.cffs.grouping import GROUP_BLOCKS, LARGE
 from libfs.cffs.inode import Node
 from libfs.cffs.removing import MAX_DYING_EXTENTS
@@ -298,8 +298,7 @@ class Files(Renaming):
         if db and not whole:
             return self._page_to_change(node, logical)
         if not db:
-            if self.free - self.promised < 1:
-                self.reserve(1)
+            self.reserve(1)
             if self.promised > PROMISED_LIMIT:
                 self.cross_early()
         if not self._pool:
@@ -385,7 +384,7 @@ class Files(Renaming):
 
     def statfs(self) -> StatFs:
         """Free space less what is promised.  Inodes live in directory blocks: as many as fit into free space."""
-        self.free = freespace.count_free(self.bits, self.nblocks) - len(self.grouping.taken)
+        self.count_free()
         free = max(0, self.free - self.promised)
         per_block = layout.SLOTS * layout.SECTORS
         return StatFs(BLOCK, self.nblocks, free, free, self.nblocks * per_block, free * per_block, layout.NAME_MAX)

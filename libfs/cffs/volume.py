@@ -117,7 +117,8 @@ class Volume:
         self.errors: dict[int, OSError] = {}
         self.promised = 0
         """Data blocks answered for that have no place on the disk yet."""
-        self.free = freespace.count_free(self.bits, self.nblocks)
+        self._allocated = env.counters.word("blocks_allocated")
+        self.count_free()
         self.frees_pending = False
         self._pool: list[list[int]] = []
         self._lookup = env.registry.lookup
@@ -438,10 +439,20 @@ class Volume:
     def return_pages(self, page: int, count: int = 1) -> None:
         self._pool.append([page, count])
 
+    def count_free(self) -> None:
+        """Look at the free map; `free` is exact then, as far as others leave it alone."""
+        self.free = self._counted = freespace.count_free(self.bits, self.nblocks) - len(self.grouping.taken)
+        self._allocated_then = self._allocated[0]
+
+    def others_took(self) -> int:
+        """Blocks that other libFSes may have allocated since `free` was counted."""
+        took: int = self._allocated[0] - self._allocated_then - (self._counted - self.free)
+        return took if took > 0 else 0
+
     def reserve(self, blocks: int) -> None:
         """Promise data blocks to an operation.  Raises ENOSPC."""
-        if self.free - self.promised < blocks:
-            self.free = freespace.count_free(self.bits, self.nblocks) - len(self.grouping.taken)
+        if self.free - self.promised - self.others_took() < blocks:
+            self.count_free()
             if self.free - self.promised < blocks:
                 if self.frees_pending:
                     raise NotInCore([Synchronise()])

@@ -712,3 +712,32 @@ def test_two_volumes_on_one_disk_never_choose_the_same_blocks() -> None:
     other.fsync(None)
     assert set(volume.listing(volume.root)) == {b"a%d" % number for number in range(60)}
     volume.check_disk()
+
+
+def test_what_another_volume_has_taken_is_not_promised() -> None:
+    """ENOSPC comes with the write, not with the fsync, when somebody else has filled the disk meanwhile."""
+    from libfs.cffs import mkfs
+    from libfs.cffs.filesystem import CFFS
+    from xok_host.kernel.local import DEV
+
+    volume = Volume(256)
+    env = volume.xok.environment()
+    other = CFFS.mount(env, DEV, "other", mkfs.make(env, DEV, "other", clock=volume.clock), clock=volume.clock)
+    ino = other.complete(other.create, other.root_ino, b"big", 0o644, 0, 0).ino
+    other.complete(other.write, ino, 0, bytes(200 * 4096))
+    other.fsync(None)
+    mine = volume.file(volume.root, b"mine")
+    with fails(errno.ENOSPC):
+        for number in range(256):
+            volume("write", mine, number * 4096, b"x" * 4096)
+    assert volume.fs.promised == volume.fs.free
+    try:
+        volume.fs.fsync(None)
+    except OSError as error:  # there was no block left for the file's extents
+        assert error.errno == errno.ENOSPC
+    volume.fs.fsync(None)
+    other.complete(other.unlink, other.root_ino, b"big")
+    other.fsync(None)
+    assert not volume.fs.grouping.taken
+    volume.file(volume.root, b"more", b"y" * 100000)
+    volume.check_disk()

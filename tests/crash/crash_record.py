@@ -127,6 +127,10 @@ class RecordingXok(LocalXok):
         self.shuffle = shuffle
         super().__init__(disk=disk, format=format, max_chunks=CHUNKS, entries=1 << 10)
 
+    def boot(self) -> None:
+        """A new kernel on the disk as it is."""
+        self._boot()
+
     def pump(self) -> None:
         """As the local kernel's, with the disk's freedom (RECORD-2)."""
         while True:

@@ -140,6 +140,11 @@ class CountersView:
     def as_dict(self) -> dict[str, int]:
         return dict(zip(COUNTERS, self._words, strict=True))
 
+    def word(self, name: str) -> memoryview:
+        """One counter, as it is whenever its element 0 is read."""
+        at = COUNTERS.index(name)
+        return self._words[at : at + 1]
+
 
 class FreeMapView:
     """Which blocks of one device are in use."""

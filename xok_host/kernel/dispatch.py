@@ -200,6 +200,7 @@ class Dispatch:
                 kernel.pages.drop(page)
             raise
         device.freemap.allocate(db, count)
+        device.counters.add("blocks_allocated", count)
         if reserved:
             device.catalogue.remove(name)
         device.catalogue.add(
