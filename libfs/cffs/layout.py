@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from xok_host.abi.declare import Structure, array, pad, u8, u16, u32, u64
+from xok_host.abi.declare import Structure, array, chars, nested, pad, u8, u16, u32, u64
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS
 
 BLOCK_BYTES = BLOCK
@@ -105,6 +105,17 @@ assert INODE_STRUCT.size == INODE.size == INODE_INLINE_STRUCT.size and EXTENT_ST
 
 DIR_TYPE_NAME = "cffs-dir-1"
 NODE_TYPE_NAME = "cffs-extents-1"
+
+DIR_SECTOR = Structure(
+    "cffs-directory-sector",
+    nested("header", SECTOR_HEADER),
+    chars("names", INODE_BYTES - HEADER_BYTES, "and on, as far as slots are free"),
+    array("slots", INODE, SLOTS, "slot s is the element s - 1"),
+)
+NODE_SECTOR = Structure("cffs-node-sector", nested("header", NODE_HEADER), array("entries", EXTENT, SECTOR_ENTRIES))
+SECTOR_OF = {DIR_TYPE_NAME: DIR_SECTOR, NODE_TYPE_NAME: NODE_SECTOR}
+"""What a partition of each type is, with names for every byte."""
+assert DIR_SECTOR.size == NODE_SECTOR.size == SECTOR
 
 ROOT_SLOT, ORPHANS_SLOT = 3, 2
 ROOT_NAME, ORPHANS_NAME = b"/", b"orphans"

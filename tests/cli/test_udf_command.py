@@ -9,6 +9,7 @@ import pytest
 
 from tests.host.xokkit import Done, Xok
 from tests.xn import toy
+from xok_host.abi.calls import CatalogueEntry
 from xok_host.abi.types import BLOCK, TYPE_XN_DB
 from xok_host.abi.udf import META, Function, load
 from xok_host.cli import exits
@@ -136,6 +137,37 @@ def test_run_of_an_acl(ask, tmp_path: Path) -> None:  # type: ignore[no-untyped-
     new.write_bytes(b"\x06")
     words = ("run", "acl", "--file", old, "--new", new, "--capability", 7, "--time", 8)
     assert f"r0 = {(7 << 32) + (8 << 16) + (5 << 8) + 6}" in ask(*words, source=template).out
+
+
+def test_c_ffs_with_names_for_its_bytes(ask, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A fresh C-FFS: its root sector has two inodes, with a name for each."""
+    from libfs.cffs import layout, mkfs
+
+    local = LocalXok(nblocks=NBLOCKS)
+    environment = local.environment()
+    mkfs.make(environment, 1, "home", clock=lambda: 0)
+    root = next(e for e in mkfs_catalogue(environment) if e.name == "home").db
+    image = tmp_path / "cffs.img"
+    image.write_bytes(bytes(local.disk.durable))
+    done = ask("explain", layout.DIR_TYPE_NAME, "--block", root, "--part", 0, source=image)
+    assert done.status == exits.OK, done
+    assert f"counts 1 references to block {root} byte 384" in done.out
+    assert f"refers to block {root} byte 384" in done.out and f"refers to block {root} byte 256" in done.out
+    assert "fields read: header.used, slots[1].nlink, slots[2].nlink" in done.out
+    traced = ask("run", layout.DIR_TYPE_NAME, "refcnt", "--block", root, "--trace", source=image).out
+    assert "; slots[2].nlink" in traced and "; header.used" in traced
+    named = ("--fields", "libfs.cffs.layout:NODE_SECTOR")
+    done = ask("explain", layout.DIR_TYPE_NAME, "--block", root, "--part", 0, *named, source=image)
+    assert "fields read: header.content" in done.out
+    for wrong in ("nothing:X", "libfs.cffs.layout:NOTHING", "libfs.cffs.layout:SLOTS", ""):
+        done = ask("explain", layout.DIR_TYPE_NAME, "--fields", wrong, source=image)
+        assert done.status == exits.USAGE and "--fields" in done.err
+
+
+def mkfs_catalogue(environment) -> list[CatalogueEntry]:  # type: ignore[no-untyped-def]
+    raw = environment.call("read_catalogue", 1, out_bytes=1 << 20).data
+    size = len(CatalogueEntry("", 0, 0, 0, 0, 0, 0, 0).pack())
+    return [CatalogueEntry.unpack(raw[at : at + size]) for at in range(0, len(raw), size)]
 
 
 @pytest.mark.parametrize(

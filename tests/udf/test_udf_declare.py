@@ -40,6 +40,27 @@ def test_round_trip(a: int, b: int, name: bytes, y: int) -> None:
     assert THING.pack(**{k: v for k, v in vars(got).items()}) == raw
 
 
+def test_the_name_of_a_byte() -> None:
+    found = [THING.name_at(at) for at in (-1, 0, 1, 4, 11, 12, 19, 23, 37, 38, 47, 48, 49, 64)]
+    places = [
+        "",
+        "a",
+        "",
+        "b",
+        "b",
+        "name",
+        "origin.y",
+        "points[0].x",
+        "points[2].y",
+        "points[2].y",
+        "words[3]",
+        "words[3]",
+    ]
+    assert found == [*places, "", ""]
+    paths = ("a", "b", "origin.y", "points[1].y", "words[2]")
+    assert all(THING.name_at(THING.offset(path)) == path for path in paths)
+
+
 def test_views_write_in_place() -> None:
     buffer = bytearray(b"\xff" * 80)
     view = THING.view(buffer, 8)

@@ -180,6 +180,17 @@ class Structure:
             here = field.inner
         raise KeyError(path)
 
+    def name_at(self, offset: int) -> str:
+        """The path of the innermost field that holds this byte; empty for padding and bytes outside."""
+        for field in self.fields:
+            inside = offset - field.offset
+            if not field.name or not 0 <= inside < field.size:
+                continue
+            name = f"{field.name}[{inside // field.width}]" if field.count else field.name
+            rest = field.inner.name_at(inside % field.width) if field.inner is not None else ""
+            return f"{name}.{rest}" if rest else name
+        return ""
+
     def offset(self, path: str) -> int:
         """Byte offset of the field at `path`."""
         return self.locate(path).offset

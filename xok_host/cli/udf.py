@@ -8,6 +8,7 @@ Types are looked up in the disk's catalogue; without `--block` or `--file` the i
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 from array import array
@@ -18,11 +19,12 @@ from typing import Any
 
 from xok_host.abi import elf
 from xok_host.abi.calls import CatalogueEntry
+from xok_host.abi.declare import Structure
 from xok_host.abi.ebpf import Instruction, decode, disassemble
 from xok_host.abi.errors import BadCall, NotFound, TypeInvalid
 from xok_host.abi.template import MAGIC, MAX_BYTES, PROGRAMS, BadTemplate
 from xok_host.abi.types import BLOCK, SECTORS, TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset, disk_address
-from xok_host.abi.udf import HELPERS
+from xok_host.abi.udf import HELPERS, META_BASE
 from xok_host.cli import exits
 from xok_host.host.blockdev import open_disk
 from xok_host.host.config import without_from_environment
@@ -67,6 +69,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
             action.add_argument("program", metavar="PROGRAM", nargs="?", help=", ".join(PROGRAMS))
         if name == "disassemble":
             continue
+        action.add_argument(
+            "--fields", metavar="MODULE:NAME", help="a Structure: what a partition is, to name its bytes"
+        )
         instance = action.add_mutually_exclusive_group()
         instance.add_argument("--block", metavar="N", type=int, help="the instance is this block of the disk")
         instance.add_argument("--file", metavar="FILE", help="the instance is this file, filled up with zeros")
@@ -91,7 +96,23 @@ def run(options: argparse.Namespace) -> int:
         if options.action == "list":
             return _list(source, options)
         kind = source.pick(options)
+        source.structure = _structure(kind, getattr(options, "fields", None))
         return {"disassemble": _disassemble, "run": _run, "explain": _explain}[options.action](source, kind, options)
+
+
+def _structure(kind: Kind, wanted: str | None) -> Structure | None:
+    """The structure that names a partition's bytes: the one asked for, or C-FFS's own.  Raises BadCall."""
+    if wanted is None:
+        known: dict[str, Structure] = importlib.import_module("libfs.cffs.layout").SECTOR_OF
+        return known.get(kind.name)
+    module, _, name = wanted.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadCall(f"--fields {wanted}: {error}") from None
+    if not isinstance(found, Structure):
+        raise BadCall(f"--fields {wanted} is no Structure")
+    return found
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -134,6 +155,8 @@ class Source:
     kinds: list[Kind] = field(default_factory=list)
     nblocks: int = 0
     read: BlockReader | None = None
+    structure: Structure | None = None
+    """What a partition of the type in question is, if that is known."""
 
     def name_of(self, type_id: int) -> str:
         known = {kind.id: kind.name for kind in self.kinds if kind.id} | _BUILTIN
@@ -294,8 +317,9 @@ def _run(source: Source, kind: Kind, options: argparse.Namespace) -> int:
         )
     if name == "method" and options.context is not None:
         how["context"] = _read_file(options.context, MAX_BLOCKS * BLOCK)
+    start = template.regions[part][0][0]
     if options.trace and not options.json:
-        how["on_step"] = _print_step
+        how["on_step"] = lambda *step: _print_step(source.structure, start, *step)
     result = trace(program, meta, part, **how)
     if options.json:
         print(
@@ -314,6 +338,7 @@ def _run(source: Source, kind: Kind, options: argparse.Namespace) -> int:
         for values in result.output:
             print("emits " + _meaning(source, name, values))
         print(f"{result.executed} instructions; bytes read: {_ranges(result.bytes_read())}")
+        _print_fields(source.structure, start, [at for region, at, _, _ in result.reads if region == "META"])
         if result.fault:
             print(f"FAULT: {result.fault}\n  {_line(program.code, result.fault.slot)}")
         else:
@@ -321,11 +346,24 @@ def _run(source: Source, kind: Kind, options: argparse.Namespace) -> int:
     return exits.REFUSED if result.fault else exits.OK
 
 
-def _print_step(slot: int, instruction: Instruction, registers: list[int]) -> None:
+def _print_fields(structure: Structure | None, start: int, offsets: list[int]) -> None:
+    """Names of what was read, in the order of the first time."""
+    names = [] if structure is None else [name for at in offsets if (name := structure.name_at(at - start))]
+    if names:
+        print("          fields read: " + ", ".join(dict.fromkeys(names)))
+
+
+def _print_step(
+    structure: Structure | None, start: int, slot: int, instruction: Instruction, registers: list[int]
+) -> None:
     used = sorted({instruction.dst, instruction.src} if instruction.opcode.form not in ("jump", "exit") else {0})
     if instruction.opcode.form == "call":
         used = [1, 2, 3]
-    print(f"{slot:4d}  {instruction!s:32} " + "  ".join(f"r{n}={registers[n]:#x}" for n in used))
+    text = f"{slot:4d}  {instruction!s:32} " + "  ".join(f"r{n}={registers[n]:#x}" for n in used)
+    if structure is not None and instruction.opcode.form == "load":
+        name = structure.name_at(registers[instruction.src] + instruction.offset - META_BASE - start)
+        text += f"  ; {name}" if name else ""
+    print(text)
 
 
 def _explain(source: Source, kind: Kind, options: argparse.Namespace) -> int:
@@ -345,14 +383,15 @@ def _explain(source: Source, kind: Kind, options: argparse.Namespace) -> int:
         regions = ", ".join(f"{start} to {start + length - 1}" for start, length in partition.regions)
         print(f"partition {partition.number}: bytes {regions}")
         for answer in partition.answers:
-            _print_answer(source, template, answer)
+            _print_answer(source, template, answer, partition.regions[0][0])
     if whole:
         print(f"REFUSED: {whole}, in two partitions")
     return exits.REFUSED if bad else exits.OK
 
 
-def _print_answer(source: Source, template: Template, answer: Answer) -> None:
+def _print_answer(source: Source, template: Template, answer: Answer, start: int) -> None:
     print(f"  {answer.program:7} {answer.executed} instructions; bytes read: {_ranges(answer.read)}")
+    _print_fields(source.structure, start, answer.offsets)
     for values in answer.said:
         print("          " + _meaning(source, answer.program, values))
     if answer.refused:

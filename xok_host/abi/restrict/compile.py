@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
-from xok_host.abi.declare import Field, Structure
+from xok_host.abi.declare import Structure
 from xok_host.abi.restrict import words
 from xok_host.abi.restrict.check import Check, counters, placements
 from xok_host.abi.restrict.source import Restricted, Source, parameters, stored, walk, without_docstring
+from xok_host.abi.restrict.values import Array, Frame, Helper, Slot, View, element, not_zero, opened
 from xok_host.abi.udf import (
     CONTEXT_BASE,
     META_BASE,
     NEW_BASE,
-    Cond,
     Const,
     Expr,
     Function,
     Var,
-    bit,
     less_signed,
     load,
     registers_needed,
@@ -73,63 +71,6 @@ _COMPARE: dict[type[ast.cmpop], Any] = {
 }
 _EMITTERS = {words.emit: (3, "emit"), words.emit_ref: (1, "emit_ref"), words.emit_cap: (2, "emit_cap")}
 _CONDITIONS = (ast.Compare, ast.BoolOp)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A structure at an address."""
-
-    structure: Structure
-    base: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """An array field, or one of raw bytes, whose elements are bytes."""
-
-    field: Field
-    base: Expr
-
-    @property
-    def count(self) -> int:
-        return self.field.count or self.field.width
-
-    @property
-    def width(self) -> int:
-        return 1 if self.field.kind == "bytes" else self.field.width
-
-
-@dataclass(slots=True)
-class Slot:
-    """A local variable: a number, or the address of what `shape` says."""
-
-    variable: Var
-    shape: Any = None
-
-
-@dataclass(slots=True)
-class Frame:
-    """One function being inlined (the outermost has no `done`)."""
-
-    source: Source
-    node: ast.FunctionDef
-    outer: Frame | None
-    names: dict[str, Any] = field(default_factory=dict)
-    done: str = ""
-    result: Slot | None = None
-    loops: list[tuple[str, str]] = field(default_factory=list)
-    """(where continue goes, where break goes)."""
-    begins: dict[int, list[str]] = field(default_factory=dict)
-    locals: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class Helper:
-    """A function to be inlined; `frame` is where it was defined, None for one of the file."""
-
-    node: ast.FunctionDef
-    source: Source
-    frame: Frame | None
 
 
 def compile_function(source: Source, places: dict[str, words.Place]) -> bytes:
@@ -316,7 +257,7 @@ class _Compiler:
             return
         start = self._f.var(over.base)
         stop = self._f.var(start + over.count * over.width)
-        self._count(node, start, stop, over.width, lambda: _element(over, start))
+        self._count(node, start, stop, over.width, lambda: element(over, start))
 
     def _for_range(self, node: ast.For, call: ast.Call) -> None:
         if call.keywords or not 1 <= len(call.args) <= 3:
@@ -382,7 +323,7 @@ class _Compiler:
                 f.goto(label)
         else:
             number = self._number(node)
-            f.goto_if(_not_zero(number), label, when)
+            f.goto_if(not_zero(number), label, when)
 
     def _compare(self, node: ast.Compare, label: str, when: bool) -> None:
         f = self._f
@@ -466,7 +407,7 @@ class _Compiler:
         while frame is not None:
             if node.id in frame.names:
                 found = frame.names[node.id]
-                return _opened(found) if isinstance(found, Slot) else found
+                return opened(found) if isinstance(found, Slot) else found
             if node.id in frame.locals:
                 self._refuse(node, f"{node.id} may not be set yet", f"set {node.id} before")
             frame = frame.outer
@@ -498,7 +439,7 @@ class _Compiler:
         index = self._number(node.slice)
         if isinstance(index, Const) and not index.value < over.count:
             self._refuse(node, f"index {index.signed} of {over.field.name}", f"it has elements 0 to {over.count - 1}")
-        return _element(over, self._keep(over.base + self._keep(index * over.width)))
+        return element(over, self._keep(over.base + self._keep(index * over.width)))
 
     def _binary(self, node: ast.AST, operator: ast.operator, left: Expr, right: Expr) -> Expr:
         if isinstance(operator, ast.Pow) and isinstance(left, Const) and isinstance(right, Const):
@@ -528,7 +469,7 @@ class _Compiler:
         with f.scope():
             self._set(node.orelse, result, self._value(node.orelse))
         f.here(end)
-        return _opened(result)
+        return opened(result)
 
     # Calls
 
@@ -629,7 +570,7 @@ class _Compiler:
                 self._chain.pop()
                 self._frame = caller
         f.here(frame.done)
-        return None if frame.result is None else _opened(frame.result)
+        return None if frame.result is None else opened(frame.result)
 
     def _bound_inlining(self, node: ast.Call, helper: Helper) -> None:
         self._inlined += 1
@@ -666,24 +607,3 @@ _WORDS: dict[Any, Any] = {
     words.load_context: lambda c, node: c._load(node, CONTEXT_BASE),
     words.offset_of: _Compiler._offset_of,
 }
-
-
-def _opened(slot: Slot) -> Any:
-    """What a variable stands for."""
-    if isinstance(slot.shape, Structure):
-        return View(slot.shape, slot.variable)
-    return Array(slot.shape, slot.variable) if isinstance(slot.shape, Field) else slot.variable
-
-
-def _element(over: Array, base: Expr) -> Any:
-    if over.field.inner is not None:
-        return View(over.field.inner, base)
-    return load(base, over.width)
-
-
-def _not_zero(number: Expr) -> Cond:
-    """The shortest test: one instruction for `x & MASK`."""
-    name, left, right = (getattr(number, part, None) for part in ("name", "left", "right"))
-    if name == "and" and isinstance(left, Expr) and isinstance(right, Const):
-        return bit(left, right.value)
-    return number != 0

@@ -29,6 +29,8 @@ class Answer:
     executed: int
     read: list[tuple[int, int]]
     """(first, past last) byte of the instance."""
+    offsets: list[int]
+    """Where each read began, in order."""
     refused: str = ""
     fault: Fault | None = None
 
@@ -60,7 +62,9 @@ def explain(template: Template, meta: bytes, part: int, da: int) -> Partition:
 
 
 def _answer(name: str, run: Trace, ask: Callable[[], array[int]]) -> Answer:
-    answer = Answer(name, run.output, run.executed, run.bytes_read(), fault=run.fault)
+    answer = Answer(
+        name, run.output, run.executed, run.bytes_read(), [at for _, at, _, _ in run.reads], fault=run.fault
+    )
     try:
         answer.said = udf.extents(ask())
     except UdfFailed as refusal:
