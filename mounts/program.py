@@ -43,12 +43,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(env: Environment, argv: list[str]) -> int:
     options = parser().parse_args(argv)
-    return trio.run(_serve, env, options)
+    fs = CFFS.mount(env, options.dev, options.volume, tree(env))
+    return trio.run(serve, env, options, fs)
 
 
-async def _serve(env: Environment, options: argparse.Namespace) -> int:
-    cap = next(cap for cap in env.caps if cap.kind == "tree" and cap.rights & Right.WRITE)
-    fs = CFFS.mount(env, options.dev, options.volume, cap.index)
+def tree(env: Environment) -> int:
+    """Index of the one tree capability that the environment was given."""
+    return next(cap.index for cap in env.caps if cap.kind == "tree" and cap.rights & Right.WRITE)
+
+
+async def serve(env: Environment, options: argparse.Namespace, fs: Any) -> int:
+    """Answer FUSE from `fs` (libfs.api.FileSystem) until the mount is gone or xokd asks to stop."""
     # What is here by now stays, and a file system's caches make no cycles: look for those rarely.
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)

@@ -87,9 +87,11 @@ def main(env: Any, argv: list[str]) -> int:
     options = argparse.ArgumentParser(prog="mkfs")
     options.add_argument("name", help="of the new file system")
     options.add_argument("--dev", type=int, default=1)
+    options.add_argument("--uid", type=int, default=0, help="owner of the root directory")
+    options.add_argument("--gid", type=int, default=0)
     wanted = options.parse_args(argv)
     try:
-        make(env, wanted.dev, wanted.name)
+        make(env, wanted.dev, wanted.name, uid=wanted.uid, gid=wanted.gid)
     except e.XokError as error:
         print(error)
         return 1

@@ -164,8 +164,10 @@ def test_an_unprivileged_user_may_look_and_run_and_nothing_else(xok: Xok) -> Non
     assert as_nobody(xok, lambda: xok_main(["status"])) == exits.OK
     assert as_nobody(xok, lambda: xok_main(["list"])) == exits.OK
     assert as_nobody(xok, lambda: xok_main(["run", program])) == 17
-    for words in (["mkfs", "x"], ["mount", "x", "/"], ["umount", "/x"], ["down"]):
+    for words in (["serve", "x", "--address", "10.0.0.2/24"], ["down"], ["down", "--force"]):
         assert as_nobody(xok, lambda words=words: xok_main(words)) == exits.NOT_ALLOWED  # type: ignore[misc]
+    for words in (["mount", "x", "/"], ["umount", "/x"]):  # test_own_filesystem.py has what is theirs
+        assert as_nobody(xok, lambda words=words: xok_main(words)) == exits.REFUSED  # type: ignore[misc]
     assert as_nobody(xok, lambda: xok_main(["run", "--tree", "raw", program])) in (exits.REFUSED, exits.NOT_ALLOWED)
 
 

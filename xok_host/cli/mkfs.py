@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 
-from xok_host.cli import exits
+from xok_host.cli import exits, sealed
 from xok_host.host.config import Runtime
 from xok_host.host.control import ControlClient
 
-HELP = "make a new file system in the root catalogue"
+BUILT_IN = ("cffs",)
+HELP = "make a new file system in the root catalogue; it belongs to whoever makes it"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="what the file system will be called")
     parser.add_argument("--disk", metavar="DISK", help="on this one of several disks: its number, or its path")
-    parser.add_argument("--type", default="cffs", choices=["cffs"], help="library file system (default cffs)")
+    parser.add_argument(
+        "--type",
+        default="cffs",
+        metavar="cffs|FILE",
+        help="library file system: cffs (default), or a Python file of your own (docs/tutorial.md)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    ControlClient(Runtime.from_environment()).request("mkfs", name=options.name, type=options.type, disk=options.disk)
+    code = [] if options.type in BUILT_IN else [sealed.read(options.type)]
+    client = ControlClient(Runtime.from_environment())
+    client.request("mkfs", code, name=options.name, type=options.type, disk=options.disk)
     print(f"{options.name}: made ({options.type})")
     return exits.OK

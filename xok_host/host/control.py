@@ -3,8 +3,8 @@
 AF_UNIX, SEQPACKET; one JSON object a packet, descriptors beside it.  A request is {"op": name, …}; the answer is
 {"ok": …} or {"error": sentence, "exit": exit status}.  A connection may carry several requests, one after another.
 
-The kernel says who the peer is (SO_PEERCRED); nothing in a message does.  Everybody may look (`status`, `list`) and run
-a libOS under their own limits; the rest is for root.
+The kernel says who the peer is (SO_PEERCRED); nothing in a message does.  Everybody may look (`status`, `list`), run a
+libOS under their own limits, and make and mount file systems of their own; the rest is for root.
 """
 
 from __future__ import annotations

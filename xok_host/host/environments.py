@@ -39,6 +39,10 @@ MAX_ENVIRONMENTS = ENVIRONMENT_LIMIT - 1
 """Slots 1 to this; the last one is xokd's own."""
 LOG_BYTES = 1 << 20
 """Of one environment's output that is kept; then it starts over, with the part before in `.old`."""
+LAST_WORDS = 2000
+"""Bytes of its output that its user is shown when it failed."""
+LOG_SECONDS = 2.0
+"""Longest wait for the end of its output to reach the log."""
 PER_USER = 64
 """Environments that one user without privileges may have."""
 STOP_SECONDS = 10.0
@@ -96,6 +100,11 @@ class Record:
     stopping: bool = False
     started: float = field(default_factory=time.time)
     exited: trio.Event = field(default_factory=trio.Event)
+    log: Path | None = None
+    log_start: int = 0
+    """Where in the log its own output begins."""
+    logged: trio.Event = field(default_factory=trio.Event)
+    """All of its output is in the log."""
 
     @property
     def uid(self) -> int:
@@ -162,7 +171,10 @@ class Environments:
                 if output is None:
                     reading, output = os.pipe()
                     closing.callback(os.close, output)
-                    self._nursery.start_soon(_keep_log, reading, self._logs / f"{_file_name(name)}.log")
+                    record.log = self._logs / f"{_file_name(name)}.log"
+                    with contextlib.suppress(OSError):
+                        record.log_start = record.log.stat().st_size
+                    self._nursery.start_soon(_keep_log, reading, record.log, record.logged)
                 closing.callback(theirs.close)
                 with trio.CancelScope(shield=True):
                     record.pid = await self._link.spawn(
@@ -267,7 +279,21 @@ def _file_name(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "_" for char in name)[:64]
 
 
-async def _keep_log(reading: int, path: Path) -> None:
+async def last_words(record: Record) -> str:
+    """What the environment printed last, for the person who started it; it has ended."""
+    if record.log is None:
+        return ""
+    with trio.move_on_after(LOG_SECONDS):
+        await record.logged.wait()
+    with contextlib.suppress(OSError), open(record.log, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = record.log_start if record.log_start <= size else 0
+        file.seek(max(start, size - LAST_WORDS))
+        return file.read(LAST_WORDS).decode(errors="replace").strip()
+    return ""
+
+
+async def _keep_log(reading: int, path: Path, done: trio.Event) -> None:
     """Copy a pipe to a log until its other end is closed, keeping at most twice LOG_BYTES (E-3)."""
     os.set_blocking(reading, False)
     async with trio.lowlevel.FdStream(reading) as stream:
@@ -282,6 +308,8 @@ async def _keep_log(reading: int, path: Path) -> None:
                         file.write(data)
             except trio.BrokenResourceError:
                 pass
+            finally:
+                done.set()
 
 
 __all__ = ["Backend", "Environments", "Gone", "NetworkGrant", "Program", "Record", "describe_status"]

@@ -13,6 +13,8 @@ Messages are JSON, one a packet, with descriptors beside them.  Requests carry `
     {"op": "spawn", "slot", "name", "module", "limits", "variables"} + [socket, output]   → {"pid"}
     {"op": "kill", "slot"}                                                                → {}
     {"op": "mount", "id", "directory", "name"}                                            → {"init"} + [fuse]
+    {"op": "mount", …, "uid", "gid"} + [directory]          (of an unprivileged user)     → {"init"} + [fuse]
+    {"op": "answers", "id"}                                 (the same; waits)             → {}
     {"op": "fuse", "id"}                                                                  → {"init"} + [fuse]
     {"op": "umount", "id", "detach"}                                                      → {}
     {"event": "exit", "slot", "pid", "status"}      status: exit code, or −signal
@@ -55,6 +57,12 @@ class _Mount:
     directory: str
     fd: int
     init: bytes
+    owner: fusemount.Owner | None = None
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self.owner is not None:
+            self.owner.close()
 
 
 @dataclass(slots=True)
@@ -110,7 +118,7 @@ class _Server:
         for mount in self.mounts.values():
             os.close(mount.fd)  # aborts the connection: nothing can hang on it any more
             with contextlib.suppress(OSError):
-                fusemount.umount(mount.directory, detach=True)
+                fusemount.umount(mount.directory, detach=True, owner=mount.owner)
 
     # ---- requests
 
@@ -130,10 +138,12 @@ class _Server:
                         signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
                     self._send({"seq": seq})
                 case "mount":
-                    self._mount(message)
+                    self._mount(message, fds)
                 case "fuse":
                     mount = self._find(message)
                     self._send({"seq": seq, "init": mount.init.hex()}, [mount.fd])
+                case "answers":
+                    self._answers(message)
                 case "umount":
                     self._umount(message)
         except OSError as error:
@@ -179,21 +189,42 @@ class _Server:
         finally:
             os._exit(status)
 
-    def _mount(self, message: dict[str, Any]) -> None:
+    def _mount(self, message: dict[str, Any], fds: list[int]) -> None:
         seq, name, directory = message["seq"], message["id"], message["directory"]
         if name in self.mounts:
             raise FileExistsError(errno.EEXIST, "this mount exists", directory)
-        fd = fusemount.open_connection()
+        owner = fusemount.Owner.of(message["uid"], message["gid"], fds[0]) if fds else None
+        fds.clear()  # the owner has it
+        try:
+            fd = fusemount.open_connection()
+        except OSError:
+            if owner is not None:
+                owner.close()
+            raise
 
         def finish(code: int) -> None:
             if code:
-                os.close(fd)
+                _Mount(directory, fd, b"", owner).close()
                 self._fail(seq, OSError(code, os.strerror(code), directory))
                 return
-            mount = self.mounts[name] = _Mount(directory, fd, fusemount.read_init(fd))
+            mount = self.mounts[name] = _Mount(directory, fd, fusemount.read_init(fd), owner)
             self._send({"seq": seq, "init": mount.init.hex()}, [fd])
 
-        self._help(lambda: fusemount.mount(fd, directory, message["name"]), finish)
+        self._help(lambda: fusemount.mount(fd, directory, message["name"], owner), finish)
+
+    def _answers(self, message: dict[str, Any]) -> None:
+        seq, mount = message["seq"], self._find(message)
+        owner = mount.owner
+        if owner is None:
+            raise PermissionError(errno.EPERM, "only a user's mount is asked in his name", mount.directory)
+
+        def finish(code: int) -> None:
+            if code:
+                self._fail(seq, OSError(code, os.strerror(code), mount.directory))
+            else:
+                self._send({"seq": seq})
+
+        self._help(lambda: fusemount.answers(mount.directory, owner), finish)
 
     def _find(self, message: dict[str, Any]) -> _Mount:
         mount = self.mounts.get(message["id"])
@@ -209,11 +240,11 @@ class _Server:
                 self._fail(seq, OSError(code, os.strerror(code), mount.directory))
                 return
             if self.mounts.pop(name, None) is mount:
-                os.close(mount.fd)
+                mount.close()
             self._send({"seq": seq})
 
         detach = bool(message.get("detach"))
-        self._help(lambda: fusemount.umount(mount.directory, detach=detach), finish)
+        self._help(lambda: fusemount.umount(mount.directory, detach=detach, owner=mount.owner), finish)
 
     def _help(self, action: Callable[[], None], finish: Callable[[int], None]) -> None:
         """Do what may take long in a child (L-2)."""

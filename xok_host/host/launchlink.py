@@ -50,10 +50,21 @@ class LaunchLink:
     async def kill(self, slot: int) -> None:
         await self._ask({"op": "kill", "slot": slot})
 
-    async def mount(self, mount_id: str, directory: str, name: str) -> tuple[int, str]:
-        """Mount FUSE on `directory`: a duplicate of the descriptor that the launcher keeps, and INIT in hexadecimal."""
-        reply, fds = await self._ask({"op": "mount", "id": mount_id, "directory": directory, "name": name})
+    async def mount(
+        self, mount_id: str, directory: str, name: str, user: tuple[int, int, int] | None = None
+    ) -> tuple[int, str]:
+        """Mount FUSE on `directory`: a duplicate of the descriptor that the launcher keeps, and INIT in hexadecimal.
+
+        `user`: uid and gid of the user whose mount it is, and a descriptor of the directory."""
+        request: dict[str, Any] = {"op": "mount", "id": mount_id, "directory": directory, "name": name}
+        if user is not None:
+            request |= {"uid": user[0], "gid": user[1]}
+        reply, fds = await self._ask(request, () if user is None else (user[2],))
         return fds[0], reply["init"]
+
+    async def answers(self, mount_id: str) -> None:
+        """Wait until the server of a user's mount answers him."""
+        await self._ask({"op": "answers", "id": mount_id})
 
     async def fuse(self, mount_id: str) -> tuple[int, str]:
         """The same for a mount that exists, for a new server."""

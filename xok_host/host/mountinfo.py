@@ -16,3 +16,13 @@ def mounts_now() -> Iterator[tuple[str, str]]:
         fields = line.split(" ")
         point = _ESCAPE.sub(lambda match: chr(int(match[1], 8)), fields[4])
         yield point, fields[fields.index("-") + 1]
+
+
+def kind_of_mount(number: int) -> str:
+    """File-system type of the mount with this number (`mnt_id`); "" if it is not in our namespace."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split(" ")
+            if int(fields[0]) == number:
+                return fields[fields.index("-") + 1]
+    return ""

@@ -4,6 +4,8 @@ MT-1  A mount that exists is either served, about to be served again, or given u
       ever on a mount that nobody will serve.
 MT-2  A server that dies is replaced on the same connection, so open files and working directories survive it.
 MT-3  `umount` returns when the server has flushed and ended.
+MT-4  A user's mount is served under that user's limits, by code that cannot change meanwhile, and nobody waits for it
+      but that user (`fusemount`, F-4).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import trio
 
 from xok_host.abi.errors import Exists, Gone, InUse, NotFound, XokError
 from xok_host.host import fusemount
-from xok_host.host.environments import Environments, Program, Record, describe_status
+from xok_host.host.environments import Environments, Program, Record, describe_status, last_words
 from xok_host.host.launchlink import LaunchError, LaunchLink
 from xok_host.host.mountinfo import mounts_now
 from xok_host.kernel.capability import Capability
@@ -26,6 +28,9 @@ from xok_host.kernel.capability import Capability
 log = logging.getLogger("xok.mounts")
 
 MODULE = "mounts.program"
+OWN_MODULE = "mounts.own"
+"""Serves a file system whose code is a file of the user's."""
+FILE_SYSTEM = "filesystem"
 FUSE = "fuse"
 MAX_RESTARTS = 5
 """Within `RESTART_SECONDS`; a server that dies more often is not started again."""
@@ -33,6 +38,20 @@ RESTART_SECONDS = 60.0
 READY_SECONDS = 30.0
 FLUSH_SECONDS = 120.0
 """How long a server may take to write everything back when its mount is gone."""
+USER_FLUSH_SECONDS = 20.0
+"""The same for a user's server, for which nobody else shall have to wait."""
+STOP_SECONDS = 2.0
+"""For a server that never answered."""
+
+
+@dataclass(slots=True, frozen=True)
+class User:
+    """Whose mount it is.  `place`: a descriptor (O_PATH) of the directory, used while the mount is made."""
+
+    uid: int
+    gid: int
+    limits: dict[str, int]
+    place: int
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +65,9 @@ class Mount:
     record: Record | None = None
     restarts: list[float] = field(default_factory=list)
     leaving: bool = False
+    user: User | None = None
+    program: int = -1
+    """Descriptor of the sealed memory that holds the file system's code; closed with the mount."""
     gone: trio.Event = field(default_factory=trio.Event)
 
 
@@ -58,26 +80,40 @@ class Mounts:
         self._nursery = nursery
         self.mounts: dict[str, Mount] = {}
 
-    async def mount(self, name: str, directory: str, dev: int, capability: Capability) -> Mount:
-        """Mount and serve; returns when the mount answers.  Raises Exists, InUse, OSError."""
+    async def mount(
+        self,
+        name: str,
+        directory: str,
+        dev: int,
+        capability: Capability,
+        *,
+        user: User | None = None,
+        program: int = -1,
+    ) -> Mount:
+        """Mount and serve; returns when the mount answers.  Raises Exists, InUse, OSError.
+
+        `program` is duplicated.  `user`: not root."""
         if directory in self.mounts:
             raise Exists(f"{self.mounts[directory].name} is mounted on {directory}")
         for other in self.mounts.values():
             if (other.name, other.dev) == (name, dev):
                 raise InUse(f"{name} is mounted on {other.directory}")
-        mount = Mount(name, directory, dev, capability)
+        mount = Mount(name, directory, dev, capability, user=user)
+        if program >= 0:
+            mount.program = os.dup(program)
         self.mounts[directory] = mount
         try:
-            fuse, mount.init = await self._link.mount(directory, directory, name)
+            whose = None if user is None else (user.uid, user.gid, user.place)
+            fuse, mount.init = await self._link.mount(directory, directory, name, whose)
         except BaseException:
-            del self.mounts[directory]
+            self._forget(mount)
             raise
         try:
             await self._serve(mount, fuse, answered=False)
             await self._wait_ready(mount)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._give_up(mount)
+                await self._give_up(mount, STOP_SECONDS)
             raise
         self._nursery.start_soon(self._supervise, mount)
         return mount
@@ -94,24 +130,34 @@ class Mounts:
             mount.leaving = False
             raise InUse(f"{directory}: {error.strerror}; close what uses it, or unmount with --lazy") from None
         mount.state = "unmounting"
-        with trio.move_on_after(FLUSH_SECONDS):
+        seconds = _flush_seconds(mount)
+        with trio.move_on_after(seconds):
             await mount.gone.wait()
             return
         if mount.record is not None and not mount.record.exited.is_set():
             await self._environments.kill(mount.record)
         await mount.gone.wait()
-        raise MountFailed(f"{mount.name}: its server did not finish in {FLUSH_SECONDS:g} s and was killed")
+        raise MountFailed(f"{mount.name}: its server did not finish in {seconds:g} s and was killed")
 
     async def _serve(self, mount: Mount, fuse: int, *, answered: bool) -> None:
         """Start a server on the descriptor, which this closes."""
         arguments = [mount.name, "--dev", str(mount.dev), "--fuse-fd", FUSE, "--init", mount.init]
         if answered:
             arguments.append("--answered")
+        descriptors, user = {f"fd:{FUSE}": fuse}, mount.user
+        if mount.program >= 0:
+            descriptors[f"fd:{FILE_SYSTEM}"] = mount.program
         try:
             mount.record = await self._environments.start(
                 f"mount:{mount.name}",
                 "mount",
-                Program(MODULE, arguments, {f"fd:{FUSE}": fuse}),
+                Program(
+                    MODULE if mount.program < 0 else OWN_MODULE,
+                    arguments,
+                    descriptors,
+                    {} if user is None else user.limits,
+                ),
+                caller=0 if user is None else user.uid,
                 capabilities=[mount.capability],
             )
         finally:
@@ -125,7 +171,10 @@ class Mounts:
         async def ask() -> None:
             # Waits in the kernel, in a thread, until INIT was answered; given up with the mount (F-3).
             with contextlib.suppress(OSError):
-                await trio.to_thread.run_sync(os.statvfs, mount.directory, abandon_on_cancel=True)
+                if mount.user is None:
+                    await trio.to_thread.run_sync(os.statvfs, mount.directory, abandon_on_cancel=True)
+                else:
+                    await self._link.answers(mount.directory)
                 answers.set()
             nursery.cancel_scope.cancel()
 
@@ -146,6 +195,7 @@ class Mounts:
                     else f"does not answer after {READY_SECONDS:g} s"
                 )
                 + f"; see the log mount_{mount.name}.log"
+                + (f"\n{words}" if mount.record.exited.is_set() and (words := await last_words(mount.record)) else "")
             )
         mount.state = "serving"
 
@@ -172,24 +222,33 @@ class Mounts:
                 break
         await self._give_up(mount)
 
-    async def _give_up(self, mount: Mount) -> None:
+    async def _give_up(self, mount: Mount, seconds: float | None = None) -> None:
         """Take the mount away, whoever uses it, and wait for its server."""
         mount.leaving = True
         try:
             await self._link.umount(mount.directory, detach=True)
         except Gone:  # the launcher died, and with it the connection: only its mount point is left
             with contextlib.suppress(OSError):
-                await trio.to_thread.run_sync(lambda: fusemount.umount(mount.directory, detach=True))
+                if mount.user is None:  # the launcher undoes a user's at its end; his path could lead anywhere now
+                    await trio.to_thread.run_sync(lambda: fusemount.umount(mount.directory, detach=True))
         except OSError as error:
             log.warning("%s: %s", mount.directory, error)
         if mount.record is not None and not mount.record.exited.is_set():
-            await self._environments.stop(mount.record, FLUSH_SECONDS)
-        self.mounts.pop(mount.directory, None)
+            await self._environments.stop(mount.record, seconds or _flush_seconds(mount))
+        self._forget(mount)
         mount.gone.set()
+
+    def _forget(self, mount: Mount) -> None:
+        if self.mounts.pop(mount.directory, None) is mount and mount.program >= 0:
+            os.close(mount.program)
 
 
 class MountFailed(XokError):
     """The mount did not come up."""
+
+
+def _flush_seconds(mount: Mount) -> float:
+    return FLUSH_SECONDS if mount.user is None else USER_FLUSH_SECONDS
 
 
 def _is_mounted(directory: str) -> bool:

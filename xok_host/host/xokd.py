@@ -7,11 +7,13 @@ mounts, orderly shutdown.  So a call from a libOS never passes through trio, and
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import logging
 import os
 import select
 import signal
+import stat
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Interface
@@ -26,10 +28,11 @@ from xok_host.host import confine
 from xok_host.host.callloop import Mailbox
 from xok_host.host.config import Config, parse_interface
 from xok_host.host.controlserver import Connection, ControlServer, Peer
-from xok_host.host.environments import Environments, Program, Record, describe_status
+from xok_host.host.environments import Environments, Program, Record, describe_status, last_words
 from xok_host.host.keeping import Keepers
 from xok_host.host.launchlink import LaunchLink
-from xok_host.host.mounting import Mounts
+from xok_host.host.mountinfo import kind_of_mount
+from xok_host.host.mounting import FILE_SYSTEM, OWN_MODULE, Mount, Mounts, User
 from xok_host.host.system import System
 from xok_host.kernel.capability import TREE, Capability
 
@@ -40,6 +43,9 @@ WEB_MODULE = "mounts.web"
 WEB_SECONDS = 20.0
 """How long a web server may take until it accepts connections."""
 MKFS_SECONDS = 120.0
+CODE_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+PLACES = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
+"""Kinds of file system on which users may mount: nothing that the host's programs read to learn about the host."""
 LAST_ANSWERS_SECONDS = 2.0
 _CARRIED_LIMITS = {
     "Max address space": "AS",
@@ -155,11 +161,9 @@ class Xokd:
         for record in list(self.environments.records.values()):
             if record.kind not in ("mount", "keeper"):
                 await self.environments.stop(record)
-        for mount in list(self.mounts.mounts.values()):
-            try:
-                await self.mounts.umount(mount.directory, lazy=self._force)
-            except XokError as error:
-                log.error("%s", error)
+        async with trio.open_nursery() as unmounting:  # all at once: no user's server holds up another's
+            for mount in list(self.mounts.mounts.values()):
+                unmounting.start_soon(self._last_umount, mount)
         for record in list(self.environments.records.values()):
             await self.environments.stop(record)
         try:
@@ -168,6 +172,12 @@ class Xokd:
         except XokError as error:
             log.error("down, but not every disk is clean: %s", error)
             self._trouble = error
+
+    async def _last_umount(self, mount: Mount) -> None:
+        try:  # what a user has open is no reason for xokd to stay
+            await self.mounts.umount(mount.directory, lazy=self._force or mount.user is not None)
+        except XokError as error:
+            log.error("%s", error)
 
     async def _listen_to_launcher(self) -> None:
         """Without the launcher its environments die and nothing can be started: save the disk and end."""
@@ -209,7 +219,7 @@ class Xokd:
 
     async def _down(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
         if not request.get("force"):
-            for mount in self.mounts.mounts.values():
+            for mount in [mount for mount in self.mounts.mounts.values() if mount.user is None]:
                 await trio.to_thread.run_sync(_check_idle, mount.directory, abandon_on_cancel=True)
         self._force = bool(request.get("force"))
         self._stop.set()
@@ -239,29 +249,46 @@ class Xokd:
         ]
 
     async def _mkfs(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        """Whoever makes a file system owns it: XN's catalogue keeps the user whose environment made the root."""
         name = _name(request["name"])
-        module = MKFS_MODULES.get(request["type"])
-        if module is None:
+        owner = ["--dev", str(self._device(request)), "--uid", str(peer.uid), "--gid", str(peer.gid)]
+        if fds:
+            _check_sealed(fds)
+            descriptors = {f"fd:{FILE_SYSTEM}": fds[0]}
+            program = Program(OWN_MODULE, [name, "--make", *owner], descriptors, _limits(peer))
+        elif request["type"] in MKFS_MODULES:
+            program = Program(MKFS_MODULES[request["type"]], [name, *owner], limits=_limits(peer))
+        else:
             raise BadCall(f"no file system has the type {request['type']!r}")
-        dev = self._device(request)
-        record = await self.environments.start(f"mkfs:{name}", "mkfs", Program(module, [name, "--dev", str(dev)]))
+        record = await self.environments.start(f"mkfs:{name}", "mkfs", program, caller=peer.uid)
         with trio.move_on_after(MKFS_SECONDS):
             await record.exited.wait()
         if not record.exited.is_set():
             await self.environments.kill(record)
         if record.status:
-            raise MakingFailed(f"{name}: {describe_status(record.status)}{self._last_words(record)}")
+            words = await last_words(record)
+            raise MakingFailed(f"{name}: {describe_status(record.status)}" + (f"\n{words}" if words else ""))
         return {}
 
     async def _mount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
-        name, directory = _name(request["name"]), request["directory"]
+        """`fds`: the directory, which a user must have opened, and the file system's code if it brings its own."""
+        name, directory, user = _name(request["name"]), request["directory"], None
+        if not fds:
+            raise BadCall("`mount` needs a descriptor of the directory")
+        if len(fds) > 1:
+            _check_sealed(fds[1:])
+        dev, tree = self._owners_tree(peer, name, request.get("disk"), Right.READ | Right.WRITE)
+        if peer.uid:
+            directory = _users_directory(peer, fds[0])
+            user = User(peer.uid, peer.gid, _limits(peer), fds[0])
         if not os.path.isabs(directory):
             raise BadCall(f"{directory} is not an absolute path")
-        dev, entry = self._root(name, request.get("disk"))
-        mount = await self.mounts.mount(name, directory, dev, _tree(entry, Right.READ | Right.WRITE))
+        program = fds[1] if len(fds) > 1 else -1
+        mount = await self.mounts.mount(name, directory, dev, tree, user=user, program=program)
         return {"directory": mount.directory}
 
     async def _umount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        self._users_mount(peer, request["directory"])
         await self.mounts.umount(request["directory"], lazy=bool(request.get("lazy")))
         return {}
 
@@ -329,9 +356,7 @@ class Xokd:
     async def _wait(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
         """Until an environment or a mount has ended; meanwhile {"op": "stop"} ends it in order."""
         if "mount" in request:
-            mount = self.mounts.mounts.get(request["mount"])
-            if mount is None:
-                raise NotFound(f"nothing of ours is mounted on {request['mount']}")
+            mount = self._users_mount(peer, request["mount"])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_mount_when_asked, connection, mount.directory)
                 await mount.gone.wait()
@@ -394,6 +419,7 @@ class Xokd:
                     "state": mount.state,
                     "env": mount.record.slot if mount.record else 0,
                     "restarts": len(mount.restarts),
+                    "uid": mount.user.uid if mount.user else 0,
                 }
                 for mount in self.mounts.mounts.values()
             ],
@@ -432,10 +458,24 @@ class Xokd:
         if mode not in ("", "ro"):
             raise BadCall(f"{text!r}: write NAME or NAME:ro")
         disk, slash, name = where.rpartition("/")
-        _, entry = self._root(name, disk if slash else None)
+        rights = Right.READ if mode else Right.READ | Right.WRITE
+        return self._owners_tree(peer, name, disk if slash else None, rights)[1]
+
+    def _owners_tree(self, peer: Peer, name: str, disk: str | None, rights: int) -> tuple[int, Capability]:
+        """Device and capability of a root, for root or the user who made it."""
+        dev, entry = self._root(name, disk)
         if peer.uid not in (0, entry.uid):
             raise NotAllowed(f"{name} belongs to user {entry.uid}")
-        return _tree(entry, Right.READ if mode else Right.READ | Right.WRITE)
+        return dev, _tree(entry, rights)
+
+    def _users_mount(self, peer: Peer, directory: str) -> Mount:
+        """The mount on `directory`, for root or the user whose mount it is."""
+        mount = self.mounts.mounts.get(directory)
+        if mount is None:
+            raise NotFound(f"nothing of ours is mounted on {directory}")
+        if peer.uid and (mount.user is None or mount.user.uid != peer.uid):
+            raise NotAllowed(f"the mount on {directory} is not yours")
+        return mount
 
     def _last_words(self, record: Record) -> str:
         """The end of what it printed, for the person who asked."""
@@ -463,6 +503,38 @@ def _name(text: Any) -> str:
     if not isinstance(text, str) or not text or len(text.encode()) > 64 or "/" in text or not text.isprintable():
         raise BadCall(f"{text!r} is no name: 1 to 64 bytes, without a slash")
     return text
+
+
+def _check_sealed(fds: list[int]) -> None:
+    """Code in memory that nobody can change: every server of a mount runs the same, and the descriptor that we keep is
+    not of a file that a user serves himself."""
+    try:
+        seals = fcntl.fcntl(fds[0], fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if len(fds) > 1 or seals & CODE_SEALS != CODE_SEALS:
+        raise BadCall("the file system's code has to come in one sealed memory file")
+
+
+def _users_directory(peer: Peer, place: int) -> str:
+    """The path of the directory that a user has opened to mount something there.  Raises NotAllowed.
+
+    A descriptor shows what kind of file system it is of without asking that file system: one that the user serves
+    would not need to answer."""
+    with open(f"/proc/self/fdinfo/{place}") as file:
+        number = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    directory = os.readlink(f"/proc/self/fd/{place}")
+    kind = kind_of_mount(int(number))
+    if kind not in PLACES:
+        raise NotAllowed(
+            f"{directory} is on {kind or 'a file system of elsewhere'}; users mount on {', '.join(PLACES)}"
+        )
+    found = os.fstat(place)
+    if not stat.S_ISDIR(found.st_mode):
+        raise BadCall(f"{directory} is not a directory")
+    if found.st_uid != peer.uid:
+        raise NotAllowed(f"{directory} belongs to user {found.st_uid}; mount on a directory of your own")
+    return directory
 
 
 def _wait_dead(pid: int) -> None:
