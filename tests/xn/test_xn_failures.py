@@ -432,15 +432,34 @@ def _(toy: Toy) -> None:
     toy.env.call("insert_and_read", da(toy.root), cap=toy.cap, data=pack_extents([(block, 1, 1)]))
 
 
+def no_place_left(small: Toy) -> None:
+    """The registry's 64 places are taken by blocks that cannot go."""
+    start = small.free_block(70)
+    room = 64 - len(small.local.kernel.registry.cached)
+    pointer = Sector(pointers=[(start, room, small.type, 0)])
+    small.transact(small.modify(small.root, 2, pointer, OpKind.ALLOC, db=start, count=room, type=small.type))
+
+
+@trigger("mount", e.LimitReached)
+def _(toy: Toy) -> None:
+    small = Toy(LocalXok(4096, max_chunks=16, entries=64))
+    made = small.env.call("install_mount", DEV, 0, 1, small.type, data=b"other")
+    forgotten(small, made.r0)
+    no_place_left(small)
+    kind = small.local.kernel.devices[DEV].types[small.type]
+    before = kind.cached, small.local.kernel.pages.in_use
+    try:
+        small.env.call("mount", DEV, cap=made.r1, data=b"other", out_bytes=256)
+    finally:
+        assert (kind.cached, small.local.kernel.pages.in_use) == before  # KERNEL-2
+
+
 @trigger("insert_and_read", e.LimitReached)
 def _(toy: Toy) -> None:
     small = Toy(LocalXok(4096, max_chunks=16, entries=64))
     block = small.add_data(small.root, 1, b"x")
     forgotten(small, block)
-    start = small.free_block(70)
-    room = 64 - len(small.local.kernel.registry.cached)
-    pointer = Sector(pointers=[(start, room, small.type, 0)])
-    small.transact(small.modify(small.root, 2, pointer, OpKind.ALLOC, db=start, count=room, type=small.type))
+    no_place_left(small)
     small.env.call("insert_and_read", da(small.root), cap=small.cap, data=pack_extents([(block, 1, 1)]))
 
 
@@ -812,7 +831,33 @@ def _(toy: Toy) -> None:
         toy.env.call("filter_insert", cap=cap, data=listener("10.0.0.2", port % 65536).pack())
 
 
-# ---- what the new calls do when nothing is wrong
+# ---- what the calls do when nothing is wrong
+
+CHAPTER_8 = (
+    "install_mount type_import reserve_type mount type_mount uninstall_mount read_and_insert insert_attr delete_attr "
+    "writeback writebackv writeb readb alloc free add_edge set_type read_attr read_catalogue dev_list info findfree "
+    "list_writeable root get_refcnt get_nowns udf_enum"
+).split()
+"""The thesis's public calls, without their prefix; the privileged ones are in test_xn_privileged.py."""
+
+
+def test_every_public_call_of_chapter_8_is_there(local: LocalXok) -> None:
+    assert set(CHAPTER_8) <= set(BY_NAME)
+    assert {BY_NAME[name].number for name in CHAPTER_8} <= set(local.kernel._handlers)
+
+
+def test_a_type_is_made_by_the_four_steps_of_chapter_8(toy: Toy) -> None:
+    """B.1: install, writeb, writeback (and flush), import."""
+    raw = template("by hand")
+    reserved = toy.env.call("reserve_type", DEV, data=b"by hand").r0
+    made = toy.env.call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"by hand")
+    toy.env.call("writeb", da(made.r0), cap=made.r1, data=raw)
+    assert toy.code("type_import", DEV, data=b"by hand") is e.Tainted
+    toy.env.call("writeback", DEV, made.r0, 1)
+    toy.flush()
+    assert toy.env.call("type_import", DEV, data=b"by hand").r0 == reserved
+    root = toy.env.call("install_mount", DEV, 0, 1, reserved, data=b"root by hand")
+    assert toy.env.call("get_nowns", da(root.r0), cap=root.r1).r0 == SECTORS
 
 
 def test_alloc_free_and_their_composition(toy: Toy) -> None:

@@ -143,6 +143,11 @@ def test_each_failure_of_the_table(toy: Toy, name: str, error: type[e.XokError])
     assert e.by_code(caught.value.code).__class__ is error
 
 
+def test_every_privileged_call_of_chapter_8_is_there() -> None:
+    assert set(PRIVILEGED) == {"init", "shutdown", "format", "db_alloc", "mod_refcnt"}
+    assert all(callable(getattr(privileged, name)) for name in PRIVILEGED)
+
+
 def test_there_is_no_trigger_for_what_the_table_does_not_name() -> None:
     assert set(TRIGGERS) == set(ROWS)
 

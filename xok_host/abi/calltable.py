@@ -178,6 +178,7 @@ CALLS: tuple[Call, ...] = (
             e.NotClean: "reconstruction tainted the tree",
             e.WrongType: "the root's type is not in use: type_mount it",
             e.InUse: "a block of it is in quarantine and being read: try again",
+            e.LimitReached: "the registry is full of blocks that cannot go",
             e.MediaError: "the device failed to read",
         },
         waits=True,

@@ -295,12 +295,16 @@ class Dispatch:
                 if not cached.evictable() or cached.flags & _READING:
                     raise InUse(f"block {db} is in quarantine and being read: try again")
                 device.forget(cached)
+            page = kernel.pages.alloc(kernel.pages.arena(access))
             cached = device.new_entry(db, xtype, access)
             cached.tree = capability
             cached.flags |= _ROOT | _ATTACHED
             cached.parent_da = disk_address(device.number, entry.db)
-            page = kernel.pages.alloc(kernel.pages.arena(access))
-            bind._start(device, cached, page, pending)
+            try:
+                bind._start(device, cached, page, pending)
+            except XokError:
+                xtype.cached -= 1
+                raise
         device.roots[name] = [
             block for db in range(entry.db, entry.db + entry.count) if (block := device.get(db)) is not None
         ]
@@ -317,7 +321,7 @@ class Dispatch:
             return entry.type, 0, b""
         pending = Pending(_ignore)
         pending.r0 = entry.type
-        pages = [device.io.own_page() for _ in range(entry.count)]
+        pages = device.pages.alloc_run(device.own_arena, entry.count)
         left = [entry.count]
 
         def arrived(db: int, errno: int) -> None:
