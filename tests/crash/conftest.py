@@ -14,11 +14,11 @@ for part in ("", "../xn", "../cffs"):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On-demand depth takes as long as it takes."""
-    if config.getoption("--crash-states"):
-        for item in items:
-            if str(item.path).startswith(HERE):
-                item.add_marker(pytest.mark.timeout(0))
+    """Some of these take a quarter of a minute by themselves; on-demand depth takes as long as it takes."""
+    limit = 0 if config.getoption("--crash-states") else 400
+    for item in items:
+        if str(item.path).startswith(HERE):
+            item.add_marker(pytest.mark.timeout(limit))
 
 
 @pytest.fixture(autouse=True)

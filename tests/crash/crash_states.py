@@ -25,7 +25,7 @@ from xok_host.abi.types import SECTOR
 
 EXHAUSTIVE = 8
 """Writes in a window up to which every subset is taken by default."""
-SAMPLES = 40
+SAMPLES = 24
 """Random subsets of sectors at each cut by default."""
 TEARS = 24
 """Tears of earlier writes at each cut at most; the last write is torn everywhere."""

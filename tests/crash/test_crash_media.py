@@ -97,7 +97,7 @@ def crash_here(stage: Stage) -> None:
     """What the disk may show if the power fails now, with what is promised now."""
     stage.disk.recording = True
     stage.on_mark(stage.world.name, True)
-    explorer = Explorer("media errors", Checker(NBLOCKS, stage.worlds, mount_every=64), samples=4, exhaustive=4)
+    explorer = Explorer("media errors", Checker(NBLOCKS, stage.worlds, mount_every=64), samples=2, exhaustive=3)
     explorer.explore(stage.image, stage.disk.log)
 
 
@@ -180,7 +180,7 @@ def test_a_disk_that_fills() -> None:
         assert not attempt(world.create, b"/more", 100 * 4096)
     a.sync()
     b.sync()
-    explorer = Explorer("a disk that fills", Checker(NBLOCKS, stage.worlds, mount_every=64), samples=4, exhaustive=4)
+    explorer = Explorer("a disk that fills", Checker(NBLOCKS, stage.worlds, mount_every=64), samples=2, exhaustive=3)
     explorer.explore(stage.image, stage.disk.log)
     a.unlink(b"/n1")
     a.sync()
