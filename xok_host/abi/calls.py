@@ -86,6 +86,10 @@ class OpKind(IntEnum):
     """MODIFY, and the partition gains an extent that a partition of the block at address `page` loses."""
 
 
+TEMPORARY_ROOT = 1 << 32
+"""INSTALL_MOUNT, with the type: the tree is not meant to survive (4.4)."""
+
+
 class OpFlag(IntFlag):
     ZERO = 1
     """ALLOC: the blocks' first contents are zeros."""

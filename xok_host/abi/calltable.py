@@ -128,13 +128,14 @@ CALLS: tuple[Call, ...] = (
         data=_NAME,
         gives="r0: first block, r1: index of the new tree capability",
         doc="Allocate an extent, zeroed, and enter it in the root catalogue "
-        "under a new tree capability (db 0: XN chooses).",
+        "under a new tree capability (db 0: XN chooses).  `type` with TEMPORARY_ROOT (bit 32): a temporary file "
+        "system, free of any order, which the next start does not find.",
         fails=_DEVICE
         | {
             e.BadCall: _BAD_NAME + ", or the extent has no blocks or more than 256",
             e.Exists: "the name is taken",
             e.NotFree: "a block of the extent is in use or waits to be freed",
-            e.WrongType: "no such type is in use",
+            e.WrongType: "no such type is in use, or the name is reserved for a type and the root temporary",
             e.NoSpace: "there is no room on the disk or in the catalogue; r0: blocks that a flush frees",
             e.LimitReached: "the registry is full of blocks that cannot go, or the caller has its most capabilities",
         },

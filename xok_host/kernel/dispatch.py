@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xok_host.abi import ops
-from xok_host.abi.calls import MAX_OPS, CallNumber, CatalogueEntry, pack_transaction, unpack_extents
+from xok_host.abi.calls import MAX_OPS, TEMPORARY_ROOT, CallNumber, CatalogueEntry, pack_transaction, unpack_extents
 from xok_host.abi.channel import Entry
 from xok_host.abi.errors import (
     BadCall,
@@ -48,7 +48,7 @@ from xok_host.kernel.env import MAX_PAGE_PINS, MAX_PAGES, MAX_PINS, Environment
 from xok_host.kernel.pages import DATA
 from xok_host.kernel.tables import REGISTRY_ENTRIES
 from xok_host.kernel.xn import bind, order, txn, types, udf
-from xok_host.kernel.xn.catalogue import FLAG_TAINTED, check_name
+from xok_host.kernel.xn.catalogue import FLAG_TAINTED, FLAG_TEMPORARY, check_name
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import Cached
 from xok_host.kernel.xn.shadow import Transaction
@@ -73,6 +73,7 @@ _ATTACHED = int(Flag.ATTACHED)
 _META = int(Flag.META)
 _READING = int(Flag.READING)
 _ROOT = int(Flag.ROOT)
+_TEMPORARY = int(Flag.TEMPORARY)
 _VALID = int(Flag.VALID)
 
 
@@ -169,7 +170,8 @@ class Dispatch:
     def install_mount(self, env: Environment, call: Entry) -> Result:
         kernel = self._kernel
         device = kernel.device(call.a0)
-        db, count, type_id = call.a1, call.a2, call.a3
+        db, count, type_id = call.a1, call.a2, call.a3 & ~TEMPORARY_ROOT
+        temporary = call.a3 & TEMPORARY_ROOT != 0
         name = check_name(call.data)
         if not 0 < count <= MAX_ROOT_BLOCKS:
             raise BadCall(f"a root has 1 to {MAX_ROOT_BLOCKS} blocks")
@@ -180,6 +182,8 @@ class Dispatch:
         reserved = _reservation(taken, env) if type_id == TYPE_XN_DB else 0
         if taken is not None and not reserved:
             raise Exists(f"{name!r} exists")
+        if reserved and temporary:
+            raise WrongType(f"{name!r} is to become a type, and types survive")
         if not device.catalogue.room():
             raise NoSpace("the catalogue is full")
         if not db:
@@ -199,12 +203,13 @@ class Dispatch:
             for page in pages:
                 kernel.pages.drop(page)
             raise
-        device.freemap.allocate(db, count)
+        device.freemap.allocate(db, count, temporary)
         device.counters.add("blocks_allocated", count)
+        flags = FLAG_TEMPORARY if temporary else reserved << RESERVED_SHIFT
         if reserved:
             device.catalogue.remove(name)
         device.catalogue.add(
-            CatalogueEntry(name, db, count, type_id, tree, CatalogueEntry.ROOT, env.uid, reserved << RESERVED_SHIFT),
+            CatalogueEntry(name, db, count, type_id, tree, CatalogueEntry.ROOT, env.uid, flags),
             pending=True,
         )
         blocks = []
@@ -212,7 +217,7 @@ class Dispatch:
             kernel.pages.zero(page)
             entry = device.new_entry(block, xtype, access)
             entry.tree = tree
-            entry.flags |= _ROOT | _VALID
+            entry.flags |= _ROOT | _VALID | (_TEMPORARY if temporary else 0)
             entry.parent_da = disk_address(device.number, db)
             entry.linked = entry.anchored = False
             entry.durable = 0
@@ -233,6 +238,8 @@ class Dispatch:
         entry = device.catalogue.find(name).entry
         if entry.kind != CatalogueEntry.ROOT or entry.type != TYPE_XN_DB:
             raise WrongType(f"{name!r} is not raw blocks")
+        if entry.flags & FLAG_TEMPORARY:
+            raise WrongType(f"{name!r} is temporary, and types survive")
         if not any(held.kind == TREE and held.id == entry.capability for _, held in env.capabilities):
             raise BadCapability(f"{name!r} is not the caller's")
         blocks = device.root_entries(entry)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
 
 _READING = int(Flag.READING)
+_TEMPORARY = int(Flag.TEMPORARY)
 _VALID = int(Flag.VALID)
 _ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
@@ -184,7 +185,7 @@ def apply(t: Transaction) -> None:
 def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
     pages = device.pages
     parent = move.touched.shadow.entry
-    device.freemap.allocate(move.db, move.count)
+    device.freemap.allocate(move.db, move.count, parent.flags & _TEMPORARY != 0)
     device.counters.add("blocks_allocated", move.count)
     xtype = device.type_of(move.type)
     access = child_access(t, move.touched.shadow)

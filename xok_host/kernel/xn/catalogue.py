@@ -23,6 +23,8 @@ from xok_host.kernel.xn.format import (
 NAME_BYTES = 64
 FLAG_TAINTED = 1
 """`CatalogueEntry.flags`: reconstruction found a violation below this root; it cannot be mounted."""
+FLAG_TEMPORARY = 2
+"""The root is not meant to survive: the entry is never written."""
 _EMPTY = bytes(CATALOGUE_ENTRY.size)
 
 

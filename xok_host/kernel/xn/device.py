@@ -12,7 +12,7 @@ from xok_host.abi.types import BLOCK_LIMIT, SECTORS, TYPE_XN_DB, Flag, da_key, d
 from xok_host.kernel.pages import META, QUARANTINE, Access, Pages
 from xok_host.kernel.tables import Counters
 from xok_host.kernel.xn import order, types
-from xok_host.kernel.xn.catalogue import Catalogue
+from xok_host.kernel.xn.catalogue import FLAG_TEMPORARY, Catalogue
 from xok_host.kernel.xn.format import Superblock
 from xok_host.kernel.xn.freemap import FreeMap
 from xok_host.kernel.xn.io import DeviceIo
@@ -29,6 +29,7 @@ NOBODY: frozenset[int] = frozenset()
 _ATTACHED = int(Flag.ATTACHED)
 _BLOCK_LIMIT = cython.declare(cython.ulonglong, BLOCK_LIMIT)
 _META = int(Flag.META)
+_TEMPORARY = int(Flag.TEMPORARY)
 _READING = int(Flag.READING)
 _VALID = int(Flag.VALID)
 _WILL_FREE = int(Flag.WILL_FREE)
@@ -101,6 +102,7 @@ class Device:
         entry.parent_sector = xtype.sector_of[part]
         entry.parent_da = disk_address(self.number, parent.db)
         entry.tree = parent.tree
+        entry.flags |= parent.flags & _TEMPORARY
 
     def insert(self, entry: Cached) -> None:
         """Put the entry in the table, evicting another if it is full.  Raises LimitReached."""
@@ -239,6 +241,8 @@ class Device:
         """Roots that became complete may enter the disk's catalogue (CAT-1); whether there is something to write."""
         for entry in self.catalogue.pending():
             blocks = self.roots.get(entry.name)
+            if entry.flags & FLAG_TEMPORARY:
+                continue
             if blocks and all(order.complete(block) for block in blocks):
                 self.catalogue.settle(entry.name)
         return bool(self.catalogue.dirty)

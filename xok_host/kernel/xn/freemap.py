@@ -3,6 +3,7 @@
 It lives in shared memory, where every libOS sees it.  FREEMAP-1: a bit that was cleared here may still be set on the
 disk, and one that was set here reaches the disk with the flush that first makes the block's contents durable, so the
 disk never shows a block as free to which something durable points (FORMAT-2).
+FREEMAP-2: blocks of temporary trees are in use here and free on the disk, so a restart has them back whatever happened.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .format import Superblock
 class FreeMap:
     """The in-core map and which of its sectors must be written."""
 
-    __slots__ = ("_bytes", "_dirty", "_view", "free", "memory", "nblocks", "start")
+    __slots__ = ("_bytes", "_dirty", "_temporary", "_view", "free", "memory", "nblocks", "start")
 
     def __init__(self, memory: memoryview, nblocks: int, start: int) -> None:
         self.memory = memory
@@ -34,6 +35,8 @@ class FreeMap:
         self.start = start
         """First block of the map on the disk."""
         self._dirty: set[int] = set()
+        self._temporary: bytearray | None = None
+        """The blocks of FREEMAP-2, made at the first one."""
         self._view = FreeMapView(memory, nblocks)
         self.free = 0
 
@@ -67,12 +70,17 @@ class FreeMap:
                 return False
         return True
 
-    def allocate(self, db: cython.ulonglong, count: cython.ulonglong) -> None:
+    def allocate(self, db: cython.ulonglong, count: cython.ulonglong, temporary: cython.bint = False) -> None:
         """Mark as in use.  The caller has asked `is_free`."""
         memory = self._bytes
         block: cython.ulonglong
         for block in range(db, db + count):
             memory[block >> 3] |= 1 << (block & 7)
+        if temporary:
+            if self._temporary is None:
+                self._temporary = bytearray((self.nblocks + BITS_PER_SECTOR - 1) // BITS_PER_SECTOR * BYTES_PER_SECTOR)
+            for block in range(db, db + count):
+                self._temporary[block >> 3] |= 1 << (block & 7)
         self.free -= count
         self._touch(db, count)
 
@@ -82,6 +90,9 @@ class FreeMap:
         block: cython.ulonglong
         for block in range(db, db + count):
             memory[block >> 3] &= ~(1 << (block & 7)) & 0xFF
+        if self._temporary is not None:
+            for block in range(db, db + count):
+                self._temporary[block >> 3] &= ~(1 << (block & 7)) & 0xFF
         self.free += count
         self._touch(db, count)
 
@@ -101,7 +112,11 @@ class FreeMap:
         out = []
         for index in sorted(self._dirty):
             at = index * BYTES_PER_SECTOR
-            raw = pack_freemap_sector(index, self.memory[at : at + BYTES_PER_SECTOR])
+            bits = self.memory[at : at + BYTES_PER_SECTOR]
+            if self._temporary is not None:
+                hidden = self._temporary[at : at + BYTES_PER_SECTOR]
+                bits = memoryview(bytes(b & ~h for b, h in zip(bits, hidden, strict=False)))
+            raw = pack_freemap_sector(index, bits)
             out.append((self.start * SECTORS + index, raw))
         self._dirty.clear()
         return out

@@ -18,6 +18,8 @@ ORDER-5  A reference's sector waits for the sector whose count rose for it; a se
 ORDER-6  A freed block is reused when no durable pointer to it can exist: at once if its pointer was never put in
          flight, otherwise when the sector that lost the pointer is durable.
 ORDER-7  No sector waits for itself, however indirectly: a transaction that would close a cycle is refused.
+ORDER-8  What belongs to a temporary tree waits for nothing, and nothing outside such trees refers into one or moves in
+         or out.
 
 Only *durable* clears anything: written is not enough.
 """
@@ -37,6 +39,7 @@ MAX_WALK = 64
 
 _ATTACHED = int(Flag.ATTACHED)
 _META = int(Flag.META)
+_TEMPORARY = int(Flag.TEMPORARY)
 
 
 class Wait:
@@ -177,6 +180,8 @@ def hang(entry: Cached, parent: Cached) -> None:
 
 def link(entry: Cached, mask: cython.int) -> None:
     """Sectors `mask` of the block are put in flight: children owned there become linked (ORDER-4)."""
+    if entry.flags & _TEMPORARY:
+        return  # after a restart nothing leads there
     for child in entry.fresh:
         if child.parent is entry and mask >> child.parent_sector & 1:
             child.linked = True

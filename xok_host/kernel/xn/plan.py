@@ -9,6 +9,7 @@ from xok_host.kernel.xn.registry import Cached
 from xok_host.kernel.xn.shadow import Touched, Transaction, survivor
 
 _META = int(Flag.META)
+_TEMPORARY = int(Flag.TEMPORARY)
 
 
 def order_of(t: Transaction) -> None:
@@ -34,6 +35,9 @@ def order_of(t: Transaction) -> None:
             order.attached(moved)  # by where it was: remembered before it hangs elsewhere
         source = survivor(loser, freed)
         entry, on = gainer.shadow.entry, source.shadow.entry
+        same_fate(entry, on)
+        if entry.flags & _TEMPORARY:
+            continue
         if entry is on and gainer.sector == source.sector or order.hangs_below(entry, on, source.sector):
             continue
         for block in range(db, db + count):
@@ -47,6 +51,9 @@ def order_of(t: Transaction) -> None:
         for _, _, on, on_sector in device.moves_of(db, count):
             edge(t, gainer, on, on_sector)
     for later, earlier in t.reference_order:
+        same_fate(later.shadow.entry, earlier.shadow.entry)
+        if later.shadow.entry.flags & _TEMPORARY:
+            continue
         source = survivor(earlier, freed)
         edge(t, later, source.shadow.entry, source.sector)
         if earlier.shadow is not source.shadow:
@@ -74,9 +81,16 @@ def order_of(t: Transaction) -> None:
         order.check_cycle(edges + handed)
 
 
+def same_fate(entry: Cached, other: Cached) -> None:
+    """ORDER-8: what survives a restart and what does not are kept apart."""
+    if (entry.flags ^ other.flags) & _TEMPORARY:
+        lasting, temporary = (other, entry) if entry.flags & _TEMPORARY else (entry, other)
+        raise BogusUpdate(f"block {temporary.db} is of a temporary file system, and block {lasting.db} is not")
+
+
 def edge(t: Transaction, later: Touched, on: Cached, on_sector: int) -> None:
     """`later` waits for that sector, unless it becomes durable in the same moment anyway."""
     entry = later.shadow.entry
-    if entry is on and later.sector == on_sector or order.hangs_below(entry, on, on_sector):
+    if entry.flags & _TEMPORARY or entry is on and later.sector == on_sector or order.hangs_below(entry, on, on_sector):
         return
     t.edges.append((entry, later.sector, on, on_sector))
