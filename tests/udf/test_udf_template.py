@@ -296,7 +296,8 @@ def test_answers() -> None:
             template.owns(block, part)
     block[512:520] = (77).to_bytes(8, "little")
     block[520:528] = (3).to_bytes(8, "little")
-    assert extents(template.refs(block, 1, DA)) == [(77, 1, 0)]
+    assert extents(template.refs(block, 1, DA)) == [(1 << 56 | 77, 1, 0)]  # of the device that all elements are on
+    assert extents(template.refs(block, 1, DA ^ 3 << 56)) == [(1 << 56 | 77, 1, 0)]
     assert extents(template.refcnt(block, 1, DA)) == [(DA + 520, 3, 0)]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 
 import pytest
-from toy import DEV, Sector, Toy, da, install_type, template
+from toy import COUNTS_AT, DEV, Sector, Toy, da, element, install_type, template
 
 from xok_host.abi import errors as e
 from xok_host.abi.calls import Op, OpKind, pack_extents, pack_transaction
 from xok_host.abi.types import SECTOR, TYPE_XN_DB, Right, disk_address
+from xok_host.abi.udf import Function
 from xok_host.kernel.local import LocalXok, RamDisk
 
 OTHER = 3
@@ -116,3 +117,33 @@ def test_a_copy_of_an_active_disk_does_not_start(toy: Toy) -> None:
     copied.data[:] = toy.local.disk.data
     with pytest.raises(e.BadDisk, match="copy"):
         LocalXok(disk=toy.local.disk, more=[copied], format=False)
+
+
+def test_a_type_cannot_tell_on_which_device_it_is(local: LocalXok) -> None:
+    """Else it could say one thing to verification and another to reconstruction, which numbers devices afresh."""
+
+    def refs_elsewhere() -> bytes:
+        f = Function()
+        with f.if_(f.address >> 56 != 1):
+            f.emit_ref(f.address)  # a reference that reconstruction would never see
+        return f.finish()
+
+    env = local.environment()
+    raw = template("sly", refs=refs_elsewhere(), refcnt=Function().finish())
+    kind = install_type(env, "sly", raw, OTHER)
+    root = env.call("install_mount", OTHER, 0, 1, kind, data=b"root")
+    op = Op(OpKind.MODIFY, disk_address(OTHER, root.r0), 0, writes=[(SECTOR - 8, b"x")])
+    env.call("transact", cap=root.r1, data=pack_transaction([op]))  # no reference is gained: it balances
+
+
+def test_links_are_counted_on_any_device(local: LocalXok) -> None:
+    """Elements are named by block and byte; the number that the disk has today is no part of the name."""
+    env = local.environment()
+    kind = install_type(env, "node", template("node"), OTHER)
+    root = env.call("install_mount", OTHER, 0, 1, kind, data=b"root")
+    at = disk_address(OTHER, root.r0)
+    stored = element(root.r0, 0, 0)  # names device 1, as a disk that was attached first once would
+    both = Sector(counts=[1] + [0] * 7, references=[stored])
+    env.call("transact", cap=root.r1, data=pack_transaction([Op(OpKind.MODIFY, at, 0, writes=[(0, both.pack())])]))
+    there = disk_address(OTHER, root.r0, COUNTS_AT)
+    assert env.call("get_refcnt", there, cap=root.r1).r0 == 1

@@ -119,20 +119,20 @@ def element(db: int, sector: int, index: int) -> int:
     return da(db, sector * SECTOR + COUNTS_AT + index * 8)
 
 
-def install_type(env: LocalEnvironment, name: str, raw: bytes) -> int:
+def install_type(env: LocalEnvironment, name: str, raw: bytes, dev: int = DEV) -> int:
     """The four steps of chapter 8, B.1."""
     count = (len(raw) + BLOCK - 1) // BLOCK
-    installed = env.call("install_mount", DEV, 0, count, TYPE_XN_DB, data=name.encode())
+    installed = env.call("install_mount", dev, 0, count, TYPE_XN_DB, data=name.encode())
     pages = take_pages(env, installed.r1, count)
     ops = []
     for index, page in enumerate(pages):
         env.page(page)[:] = raw[index * BLOCK : (index + 1) * BLOCK].ljust(BLOCK, b"\0")
         db = installed.r0 + index
-        ops.append(Op(OpKind.PUBLISH, da(installed.r0), NO_PARTITION, db=db, count=1, page=page))
+        ops.append(Op(OpKind.PUBLISH, disk_address(dev, installed.r0), NO_PARTITION, db=db, count=1, page=page))
     env.call("transact", cap=installed.r1, data=pack_transaction(ops))
-    env.call("writebackv", DEV, data=pack_extents([(installed.r0, count, 0)]))
-    env.call("flush", DEV)
-    return env.call("type_import", DEV, data=name.encode()).r0
+    env.call("writebackv", dev, data=pack_extents([(installed.r0, count, 0)]))
+    env.call("flush", dev)
+    return env.call("type_import", dev, data=name.encode()).r0
 
 
 def take_pages(env: LocalEnvironment, cap: int, count: int) -> list[int]:

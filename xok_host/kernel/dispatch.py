@@ -604,8 +604,9 @@ class Dispatch:
         part = xtype.template.partition_of(call.a0 % BLOCK, 1)
         if part >= 0:
             counts = udf.counts(xtype.template.refcnt(meta, part, entry.key << 12))
-            if call.a0 in counts:
-                return counts[call.a0], 0, b""
+            element = udf.element(call.a0)
+            if element in counts:
+                return counts[element], 0, b""
         raise NotInCore(f"{call.a0:#x} is not a countable element")
 
     def get_nowns(self, env: Environment, call: Entry) -> Result:

@@ -120,6 +120,7 @@ def mod_refcnt(xtype: XnType, meta: bytes, da: int, delta: int, writes: Sequence
         if not data or offset + len(data) > BLOCK or template.partition_of(offset, len(data)) != part:
             raise e.BogusPartition(f"bytes {offset} to {offset + len(data)} are not in partition {part}")
         after[offset : offset + len(data)] = data
+    da = udf.element(da)
     base = da - da_offset(da)
     owned, references, counts = _said(xtype, meta, part, base)
     owned_after, references_after, counts_after = _said(xtype, after, part, base)

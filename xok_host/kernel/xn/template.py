@@ -150,14 +150,15 @@ class Template:
         return udf.canonical(out)
 
     def refs(self, meta: Bytes, part: int, da: int) -> array[int]:
-        """References of one partition, (da, 1, 0) each; `da` is the instance's own address."""
-        return self._raw("refs", meta, part, da)
+        """References of one partition, (element, 1, 0) each; `da` is the instance's own address."""
+        return udf.elements(self._raw("refs", meta, part, udf.element(da)))
 
     def refcnt(self, meta: Bytes, part: int, da: int) -> array[int]:
-        """Counts of one partition's elements, (da, count, 0) each; every element lies in the partition, counted once.
+        """Counts of one partition's elements, (element, count, 0) each; each lies in the partition and is counted once.
 
         Raises UdfFailed otherwise: a count belongs to the bytes that hold it."""
-        out = self._raw("refcnt", meta, part, da)
+        da = udf.element(da)
+        out = udf.elements(self._raw("refcnt", meta, part, da))
         if not udf.counted_within(out, da, self.windows[part]):
             raise UdfFailed(f"refcnt({part}) counts an element twice or one outside the partition")
         return out

@@ -14,6 +14,7 @@ from xok_host.abi.ebpf import decode
 from xok_host.abi.errors import TypeInvalid
 from xok_host.abi.template import Kind
 from xok_host.abi.types import SECTOR, TYPE_XN_DB, TYPE_XN_TYPE
+from xok_host.kernel.xn import udf
 from xok_host.kernel.xn.interp import Program
 from xok_host.kernel.xn.template import Template, import_template
 
@@ -90,7 +91,7 @@ class XnType:
         said = program.run_raw(meta, part, r5=da, windows=self.windows[part])
         self.runs += 1
         self.spent += program.executed
-        return said
+        return udf.elements(said) if da else said
 
     @property
     def nparts(self) -> int:

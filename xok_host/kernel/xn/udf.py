@@ -7,7 +7,8 @@ that this takes.  An output is an array('Q') of triples, as `Program.run_raw` gi
 * an *extent set*, from `owns`: (block, count, type).  `canonical` sorts it, refuses malformed elements and overlaps,
   and joins neighbours of one type, so that equal sets are equal arrays.  All other functions here take canonical sets.
 * a *reference multiset*, from `refs`: (da, 1, 0), repetitions counted.
-* *counts*, from `refcnt`: (da, count, 0), each da once.
+* *counts*, from `refcnt`: (da, count, 0), each da once.  Elements are named as if every disk were device 1 (`element`):
+  disks change their numbers from start to start, and a type must say the same of a block on each of them.
 
 UDF-1  A canonical set is strictly ascending and disjoint, its blocks are in 1 … BLOCK_LIMIT-1, counts and types not 0.
 UDF-2  `difference(a, b)` is (b − a, a − b), where a block counts together with its type: a change of type is a loss and
@@ -29,6 +30,8 @@ from xok_host.abi.errors import UdfFailed
 from xok_host.abi.types import BLOCK_LIMIT
 
 _LIMIT = cython.declare(cython.ulonglong, BLOCK_LIMIT)
+_ADDRESS = cython.declare(cython.ulonglong, (1 << 56) - 1)
+_DEVICE = cython.declare(cython.ulonglong, 1 << 56)
 EMPTY = array("Q")
 
 
@@ -79,6 +82,20 @@ def _sort(v: cython.p_ulonglong, n: cython.Py_ssize_t) -> cython.bint:
         if v[3 * i - 3] == v[3 * i]:
             return True
     return False
+
+
+def element(da: cython.ulonglong) -> cython.ulonglong:
+    """The name of the element at a disk address."""
+    return da & _ADDRESS | _DEVICE
+
+
+def elements(raw: array[int]) -> array[int]:
+    """An output of `refs` or `refcnt`, its addresses made names of elements in place."""
+    v: cython.p_ulonglong = _words(raw)
+    i: cython.Py_ssize_t
+    for i in range(0, len(raw), 3):
+        v[i] = v[i] & _ADDRESS | _DEVICE
+    return raw
 
 
 def canonical(raw: array[int]) -> array[int]:

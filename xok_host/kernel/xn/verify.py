@@ -87,7 +87,7 @@ def remembered(touched: Touched) -> tuple[array[int], array[int], array[int]]:
 def ask(entry: Cached, meta: bytes | bytearray | memoryview, part: int) -> tuple[array[int], array[int], array[int]]:
     """(owns, canonical; refs; refcnt) of a partition.  Raises UdfFailed."""
     xtype: XnType = entry.xtype
-    da = entry.key << 12
+    da: cython.ulonglong = udf.element(entry.db << 12)
     owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, 0))  # not where it lies: DET-4
     references = counts = EMPTY
     if xtype.references_program is not None:
@@ -319,18 +319,19 @@ def claims(t: Transaction) -> None:
     edges: dict[tuple[int, int, int], int] = {}
     for claim in t.claims:
         if claim.change:
-            at = (claim.touched.shadow.entry.key, claim.touched.part, claim.db)
+            at = (claim.touched.shadow.entry.key, claim.touched.part, udf.element(claim.db))
             edges[at] = edges.get(at, 0) + claim.change
     for claim in t.claims:
         touched = claim.touched
         where = f"partition {touched.part} of block {touched.shadow.entry.db}"
         if claim.change:
             changes = dict(udf.reference_changes(remembered(touched)[1], touched.references))
-            said = edges[touched.shadow.entry.key, touched.part, claim.db]
-            if changes.get(claim.db, 0) != said:
+            target = udf.element(claim.db)
+            said = edges[touched.shadow.entry.key, touched.part, target]
+            if changes.get(target, 0) != said:
                 t.at = claim.at
                 raise BogusUpdate(
-                    f"{where}: references to {claim.db:#x} change by {changes.get(claim.db, 0)}, not {said}"
+                    f"{where}: references to {claim.db:#x} change by {changes.get(target, 0)}, not {said}"
                 )
         elif not moved_to(t, claim):
             t.at = claim.at
