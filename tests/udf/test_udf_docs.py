@@ -89,7 +89,7 @@ def test_derived_example_runs() -> None:
     inode = {"nlink": 1, "kind": 1, "body": {"extents": [{"start": 9, "count": 2}]}}
     names["SECTOR"].pack_into(block, 1024, used=1, inodes=[inode], names=[{"inode": 77}])  # type: ignore[attr-defined]
     assert extents(accepted.owns(block, 2)) == [(9, 2, 1)]
-    assert extents(accepted.refs(block, 2, 1 << 56)) == [(77, 1, 0)]
+    assert extents(accepted.refs(block, 2, 1 << 56)) == [((1 << 56) + 77, 1, 0)]
     assert extents(accepted.refcnt(block, 2, 1 << 56)) == [((1 << 56) + 1024 + 8, 1, 0)]
 
 
