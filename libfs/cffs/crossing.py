@@ -23,8 +23,6 @@ from xok_host.abi import errors as e
 from xok_host.abi.calls import MAX_OPS, OP_HEADER, VECTOR_HEADER, OpFlag, OpKind
 from xok_host.abi.types import SECTOR, SECTORS, TYPE_XN_DB, LockMode
 
-MAX_PIECES = 16
-"""Extents that the inodes of one sector gain or publish in one transaction."""
 MAX_GAIN = 2048
 """Blocks that one inode gains in one transaction."""
 MAX_TRIES = 8
@@ -38,7 +36,7 @@ _SECTOR_VECTOR = {part: VECTOR_HEADER.pack(part * SECTOR, SECTOR) for part in ra
 class Part:
     """What one sector's crossing consists of."""
 
-    __slots__ = ("blocks", "key", "nodes", "ops", "sent")
+    __slots__ = ("blocks", "key", "nodes", "ops", "sent", "shown")
 
     def __init__(self, key: int) -> None:
         self.key = key
@@ -48,6 +46,8 @@ class Part:
         """(node, logical blocks whose pages cross, how many of them were promised)"""
         self.blocks: list[int] = [key >> 3]
         """Blocks that are dirty in XN afterwards."""
+        self.shown: set[int] = set()
+        """Blocks that the types' methods want to see."""
 
 
 class Crossing(Files):
@@ -66,7 +66,7 @@ class Crossing(Files):
             part = parts.get(key)
             if part is None:
                 part = parts[key] = Part(key)
-            changed = self.overlay.get(key) or self._sector_now(key)
+            changed = self.overlay.get(key) or self.now(self.sector, key)
             ops, sent, blocks = len(part.ops), len(part.sent), len(part.blocks)
             try:
                 if self._node_ops(node, part, changed):
@@ -78,6 +78,7 @@ class Crossing(Files):
                 self._forget_chosen(parts)
                 continue
             node.pack_into(changed.data, (node.ino & 3) * INODE_BYTES)
+            self.rules.stamp(self, node, changed)
             part.nodes.append(node)
         overlay, self.overlay = self.overlay, {}
         base = self.dev << 56
@@ -91,22 +92,22 @@ class Crossing(Files):
             part.ops.insert(0, head)
             for start, count, holder, own, kind in changed.frees:
                 self._free(part, holder, own, start, count, kind)
-            if changed.nodes_freed:
-                self._free_nodes(part, changed.nodes_freed)
-        self._submit(self._arrange(overlay, parts), overlay)
+            for lost, kind in changed.nodes_freed:
+                self._free_node(part, lost, kind)
+        self._submit(self.rules.arrange(self, overlay, parts))
 
     def _forget_chosen(self, parts: dict[int, Part]) -> None:
         """Blocks that were chosen for an inode that does not cross are free again."""
         self.grouping.taken &= {db for part in parts.values() for db in part.blocks} | self.new_blocks.keys()
 
-    def _sector_now(self, key: int) -> Sector:
-        """The sector, fetched if it must be."""
+    def now(self, operation: Any, *args: Any) -> Any:
+        """Run an operation, fetching what it asks for."""
         for _ in range(MAX_TRIES):
             try:
-                return self.sector(key)
+                return operation(*args)
             except NotInCore as missing:
                 self.fetch(missing.requests)
-        raise OSError(errno.EIO, "a directory block does not stay in core")
+        raise OSError(errno.EIO, "blocks do not stay in core")
 
     def fetch(self, requests: Any) -> None:
         raise NotImplementedError
@@ -122,9 +123,9 @@ class Crossing(Files):
             gains, publishes, left = self._assign(node, part, changed)
         extents = node.extents
         if extents is not None:
-            if extents.removed:
-                self._free_nodes(part, extents.removed)
-                extents.removed = []
+            for lost in extents.removed:
+                self._free_node(part, lost, self.rules.node_type(node))
+            extents.removed = []
             if not extents.embedded:
                 self._tree_ops(node, part)
         if gains:
@@ -161,7 +162,7 @@ class Crossing(Files):
     ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], bool]:
         """Choose blocks for new contents: (gains, publishes, is something left), as (logical, block, count, page)."""
         pages = node.pages
-        extents = self.extents_now(node)
+        extents = self.now(self.extents, node)
         home = self.nodes.get(node.home)
         if len(pages) == 1 and not extents.blocks:
             # The common case: a new small file.
@@ -180,7 +181,7 @@ class Crossing(Files):
         sent: list[int] = []
         promised = 0
         runs = self._runs(node, sorted(pages))
-        limit = MAX_PIECES - len(part.ops)
+        limit = self.rules.max_pieces - len(part.ops)
         if changed.links is not None:
             limit = limit * 2 // len(changed.links)
         if not part.ops:
@@ -217,14 +218,6 @@ class Crossing(Files):
             left = True
         part.sent.append((node, sent, promised))
         return gains, publishes, left
-
-    def extents_now(self, node: Node) -> Any:
-        for _ in range(64):
-            try:
-                return self.extents(node)
-            except NotInCore as missing:
-                self.fetch(missing.requests)
-        raise OSError(errno.EIO, "an extent node does not stay in core")
 
     def _runs(self, node: Node, logicals: list[int]) -> list[tuple[int, int, int, int]]:
         """Runs (logical, block or 0, count, page) in which file, disk and pages are all adjacent."""
@@ -286,7 +279,7 @@ class Crossing(Files):
         assert extents is not None
         extents.settle()
         base = self.dev << 56
-        content = int(node.is_directory)
+        content, kind, tag = int(node.is_directory), self.rules.node_type(node), self.rules.tag(node)
         home = self.nodes.get(node.home)
         trees = extents.nodes()
         for tree in trees:
@@ -298,14 +291,14 @@ class Crossing(Files):
                 block, own = tree.holder()
                 if not block:
                     block, own = part.key >> 3, part.key & 7
-                part.ops.append(_pack_op(_ALLOC, 0, 0, own, base | block << 12, tree.block, 1, self.node_type, 0))
+                part.ops.append(_pack_op(_ALLOC, 0, 0, own, base | block << 12, tree.block, 1, kind, 0))
         for tree in trees:
             address = base | tree.block << 12
             for cell in tree.cells:
                 if cell.dirty:
                     cell.dirty = False
                     head = _pack_op(_MODIFY, 0, 1, cell.number, address, 0, 0, 0, 0)
-                    part.ops.append(head + _SECTOR_VECTOR[cell.number] + pack_cell(cell, content))
+                    part.ops.append(head + _SECTOR_VECTOR[cell.number] + pack_cell(cell, content, tag))
                     part.blocks.append(tree.block)
 
     def _free(self, part: Part, holder: int, own: int, start: int, count: int, kind: int) -> None:
@@ -314,19 +307,19 @@ class Crossing(Files):
             holder, own = part.key >> 3, part.key & 7
         part.ops.append(_pack_op(_FREE, 0, 0, own, self.dev << 56 | holder << 12, start, count, kind, 0))
 
-    def _free_nodes(self, part: Part, nodes: list[Lost]) -> None:
-        """Empty extent nodes and free them."""
-        for block, _, holder, own in nodes:
-            address = self.dev << 56 | block << 12
-            for sector in range(SECTORS):
-                part.ops.append(
-                    _pack_op(_MODIFY, 0, 1, sector, address, 0, 0, 0, 0) + _SECTOR_VECTOR[sector] + EMPTY_SECTOR
-                )
-            self._free(part, holder, own, block, 1, self.node_type)
+    def _free_node(self, part: Part, lost: Lost, kind: int) -> None:
+        """Empty an extent node and free it."""
+        block, _, holder, own = lost
+        address = self.dev << 56 | block << 12
+        for sector in range(SECTORS):
+            part.ops.append(
+                _pack_op(_MODIFY, 0, 1, sector, address, 0, 0, 0, 0) + _SECTOR_VECTOR[sector] + EMPTY_SECTOR
+            )
+        self._free(part, holder, own, block, 1, kind)
 
     # ---- transactions
 
-    def _arrange(self, overlay: dict[int, Sector], parts: dict[int, Part]) -> list[list[list[Part]]]:
+    def arrange(self, overlay: dict[int, Sector], parts: dict[int, Part]) -> list[list[list[Part]]]:
         """Transactions, each a list of components, each a list of parts, in an order that obeys CROSS-1 and CROSS-2."""
         transactions: list[list[list[Part]]] = []
         done: set[int] = set()
@@ -374,11 +367,13 @@ class Crossing(Files):
             self._emit(owner >> 2, keys, parts, component)
         component.append(parts[key])
 
-    def _submit(self, transactions: list[list[list[Part]]], overlay: dict[int, Sector]) -> None:
-        datas = [
-            b"".join(op for component in transaction for part in component for op in part.ops)
-            for transaction in transactions
-        ]
+    def _data_of(self, transaction: list[list[Part]]) -> bytes:
+        """The call's operands: all operations, then what the methods are to see, some of it allocated by them."""
+        ops = b"".join(op for component in transaction for part in component for op in part.ops)
+        return ops + self.rules.witnesses(self, transaction)
+
+    def _submit(self, transactions: list[list[list[Part]]]) -> None:
+        datas = [self._data_of(transaction) for transaction in transactions]
         with self.env.batch() as batch:
             for data in datas:
                 batch.add("transact", cap=self.cap, data=data)
@@ -434,7 +429,7 @@ class Crossing(Files):
         if len(transaction) > 1:
             # One bad apple: the others cross by themselves.
             for component in transaction:
-                alone = b"".join(op for part in component for op in part.ops)
+                alone = self._data_of([component])
                 (result,) = self._one(alone)
                 if result.code == 0 or self._try_again([component], alone, result):
                     for part in component:
@@ -452,25 +447,28 @@ class Crossing(Files):
         """Fetch the metadata blocks that a transaction names."""
         for component in transaction:
             for part in component:
-                if part.key >> 3 not in self.new_blocks and self.page_of(part.key >> 3) < 0:
-                    self.fetch([self.fetch_of(part.key >> 3)])
+                for block in (part.key >> 3, *part.shown):
+                    if block in self.homes and block not in self.new_blocks and self.page_of(block) < 0:
+                        self.fetch([self.fetch_of(block)])
+                for ino in {self.homes.get(block, 0) for block in part.shown} & set(self.nodes):
+                    self.now(self._read_nodes, self.nodes[ino])
                 for node in part.nodes:
-                    extents = node.extents
-                    if extents is None:
-                        continue
-                    for tree in extents.nodes():
-                        if tree.block in self.grouping.taken or self.page_of(tree.block) >= 0:
-                            continue
-                        block, own = tree.holder()
-                        if not block:
-                            block, own = node.ino >> 5, node.ino >> 2 & 7
-                        self.fetch([Fetch(block, ((tree.block, 1, own),))])
+                    self.now(self._read_nodes, node)
                 for op in part.ops:
                     kind, _, _, own, da, db, count, type_id, _ = OP_HEADER.unpack_from(op)
                     if kind == _FREE and type_id != _DATA:
                         for block in range(db, db + count):
                             if self.page_of(block) < 0:
                                 self.fetch([Fetch(da >> 12 & (1 << 44) - 1, ((block, 1, own),))])
+
+    def _read_nodes(self, node: Node) -> None:
+        """Raises NotInCore for an extent node that is not in core."""
+        for tree in node.extents.nodes() if node.extents is not None else ():
+            if tree.block not in self.grouping.taken and self.page_of(tree.block) < 0:
+                block, own = tree.holder()
+                if not block:
+                    block, own = node.ino >> 5, node.ino >> 2 & 7
+                raise NotInCore([Fetch(block, ((tree.block, 1, own),))])
 
     def write_all_now(self) -> None:
         """Make everything that has crossed durable, waiting for it here."""

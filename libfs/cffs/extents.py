@@ -267,6 +267,21 @@ class ExtentMap:
         self._attach(parent)
 
 
+class SingleBlocks(ExtentMap):
+    """A map whose entries are single blocks: each has a place of its own, as a shared volume's methods ask for."""
+
+    __slots__ = ()
+
+    def insert(self, logical: int, count: int, start: int) -> None:
+        self.blocks += count
+        for number in range(count):
+            entry = Entry(logical + number, 1, start + number)
+            index = bisect_right(self.keys, entry.logical)
+            self.entries.insert(index, entry)
+            self.keys.insert(index, entry.logical)
+            self._loose.append(entry)
+
+
 def _put(cell: Cell, node: TreeNode) -> None:
     cell.items.append(node)
     cell.dirty = True
@@ -278,14 +293,17 @@ def _place(entry: Entry) -> tuple[int, int]:
     return (cell.node.block, cell.number) if cell is not None else (0, -1)
 
 
-def pack_cell(cell: Cell, content: int) -> bytes:
-    """The sector's bytes: entries from the front, `content` 0 for data and 1 for directory blocks."""
+def pack_cell(cell: Cell, content: int, owner: int = 0) -> bytes:
+    """The sector's bytes: entries from the front, `content` 0 for data and 1 for directory blocks.
+
+    `owner`: the directory whose map it is, on a shared volume."""
     items = cell.items
     if not items:
         return EMPTY_SECTOR
     data = bytearray(SECTOR)
     level = cell.node.level
     data[:4] = bytes((NODE_MAGIC, level, content, len(items)))  # NODE_HEADER
+    data[8:16] = owner.to_bytes(8, "little")  # MAP_HEADER
     at = HEADER_BYTES
     for item in items:
         if level:
@@ -308,9 +326,11 @@ def unpack_sector(data: bytes, level: int) -> list[Extent]:
     return found
 
 
-def load_tree(depth: int, block: int, read: Callable[[int, int, int], bytes]) -> ExtentMap:
+def load_tree(
+    depth: int, block: int, read: Callable[[int, int, int], bytes], kind: type[ExtentMap] = ExtentMap
+) -> ExtentMap:
     """The map whose root node is `block`.  `read(db, parent's block or 0, sector)` gives a block (or NotInCore)."""
-    extents = ExtentMap()
+    extents = kind()
     extents.root = TreeNode(depth - 1, block)
     entries: list[Entry] = []
     for node in (nodes := [extents.root]):

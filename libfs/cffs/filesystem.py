@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from libfs.api import NotInCore
-from libfs.cffs import layout
 from libfs.cffs.grouping import Grouping
 from libfs.cffs.growth import Growing
 from libfs.cffs.requests import Request, Synchronise
+from libfs.cffs.rules import KINDS, OneWriter
 from libfs.cffs.settle import Steps
 from libfs.cffs.volume import POOL_PAGES
 from xok_host.abi import errors as e
@@ -67,20 +67,29 @@ class CFFS(Growing):
 
         Without `writable` the capability decides.
         """
-        types = tuple(
-            env.call("type_mount", dev, data=kind.encode(), out_bytes=RESULT_BYTES).r0
-            for kind in (layout.DIR_TYPE_NAME, layout.NODE_TYPE_NAME)
-        )
+        kinds = cls._mount_types(env, dev)
         mounted = env.call("mount", dev, cap=cap, data=name.encode(), out_bytes=RESULT_BYTES)
-        entry = CatalogueEntry.unpack(mounted.data)
-        if entry.type != types[0]:
+        rules = kinds.get(CatalogueEntry.unpack(mounted.data).type)
+        if rules is None:
             raise e.WrongType(f"{name!r} is not a C-FFS")
         if writable is None:
             rights = next((info.rights for info in env.caps if info.index == cap), 0)
             writable = bool(rights & Right.WRITE)
-        fs = cls(env, dev, name, cap, da_block(mounted.r0), types, writable=writable, grouping=grouping, clock=clock)
+        fs = cls(env, dev, name, cap, da_block(mounted.r0), rules, writable=writable, grouping=grouping, clock=clock)
         fs._drive(fs.recover_steps())
         return fs
+
+    @staticmethod
+    def _mount_types(env: Any, dev: int) -> dict[int, OneWriter]:
+        """The kinds of volumes whose types the device has, by the type of their roots."""
+        found: dict[int, OneWriter] = {}
+        for kind in KINDS:
+            try:
+                ids = [env.call("type_mount", dev, data=n.encode(), out_bytes=RESULT_BYTES).r0 for n in kind.names]
+            except e.NotFound:
+                continue
+            found[ids[0]] = kind(*ids)
+        return found
 
     # ---- driving steps
 

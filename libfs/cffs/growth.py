@@ -52,13 +52,15 @@ class Growing(Settling):
 
     # ---- growth
 
-    def _grow_steps(self, ino: int) -> Steps:
-        """The next level of a directory's table: names move, inodes stay (docs/cffs.md section 3)."""
+    def _grow_steps(self, ino: int, level: int) -> Steps:
+        """The next level of a directory's table: names move, inodes stay (docs/cffs.md section 3).
+
+        Nothing if it has that level by now: several may have found it full."""
         if ino in self.growing:
             return
         yield from self.synchronise_steps()
         node = yield from self.until_in_core(self.node, ino)
-        if ino in self.growing:
+        if ino in self.growing or (node.level >= level and not node.growing):
             return
         self.growing.add(ino)
         node.directory = None  # whoever wants it from here on has to wait
@@ -107,6 +109,7 @@ class Growing(Settling):
             yield from self.until_in_core(self._remove_copy, name, target, key)
             if len(self.overlay) > 8:
                 self.cross()
+        self.cross()  # the old table is seen to be empty before it stops counting
         node.flags &= ~layout.GROWING
         self.touch(node)
         self.cross()

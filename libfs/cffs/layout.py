@@ -39,6 +39,19 @@ SECTOR_HEADER = Structure(
     doc="Names follow from byte 16; slots 1, 2, 3 are at 128, 256, 384.",
 )
 
+SHARED_HEADER = Structure(
+    "cffs-shared-sector",
+    u8("magic", "0xCF; 0: the sector was never used"),
+    u8("version", "FORMAT_VERSION"),
+    u8("used", "bit s: slot s holds an inode"),
+    u8("names", "how many name entries"),
+    u16("end", "first byte after the names"),
+    u16("logical", "number of the block in its directory's table"),
+    u64("owner", "inode number of the directory that owns this block; 0: the root extent"),
+    size=HEADER_BYTES,
+    doc="The sector header of a shared volume.",
+)
+
 VERSION_SHIFT = 6
 
 NAME_ENTRY = Structure(
@@ -84,11 +97,25 @@ NODE_HEADER = Structure(
     size=HEADER_BYTES,
     doc="31 extents follow; above level 0 `start` is a child node and `count` is 1.",
 )
+MAP_HEADER = Structure(
+    "cffs-shared-map-sector",
+    u8("magic", "0xCE; 0: not used"),
+    u8("level", "0"),
+    u8("content", "1"),
+    u8("used", "entries in this sector"),
+    pad(4),
+    u64("owner", "inode number of the directory whose table this is"),
+    size=HEADER_BYTES,
+    doc="A sector of the one node that a shared volume's directory may have; 31 extents of one block each follow.",
+)
 SECTOR_ENTRIES = (SECTOR - HEADER_BYTES) // EXTENT.size
 NODE_ENTRIES = SECTOR_ENTRIES * SECTORS
 
 INLINE_OFFSET = INODE.offset("extents")
 INLINE_BYTES = INODE_BYTES - INLINE_OFFSET
+
+TRUE_BYTES = ((INODE.offset("uid"), INODE.offset("atime")), (INLINE_OFFSET, INODE_BYTES))
+"""Where an inode says, besides its mode, what a change of ctime goes with: not its link count, atime and group."""
 
 # Inode flags
 DEPTH_MASK = 7
@@ -105,6 +132,9 @@ assert INODE_STRUCT.size == INODE.size == INODE_INLINE_STRUCT.size and EXTENT_ST
 
 DIR_TYPE_NAME = "cffs-dir-1"
 NODE_TYPE_NAME = "cffs-extents-1"
+SHARED_DIR_TYPE_NAME = "cffs-shared-dir-1"
+SHARED_MAP_TYPE_NAME = "cffs-shared-map-1"
+SHARED_NODE_TYPE_NAME = "cffs-shared-extents-1"
 
 DIR_SECTOR = Structure(
     "cffs-directory-sector",
@@ -123,6 +153,8 @@ ROOT_NAME, ORPHANS_NAME = b"/", b"orphans"
 HIDDEN = b"\0"
 """First byte of the names of what has been removed and is still in use: the inode number (8 bytes) follows."""
 
+HIDDEN_BYTES = 9
+
 MAX_LOGICAL = 1 << 32
 """Blocks in the largest file: 16 TiB."""
 
@@ -130,6 +162,10 @@ BUCKET = 8
 """Blocks in a bucket of a directory's table."""
 GROWTH_SHIFT = 3
 MAX_LEVEL = 6
+SHARED_MAX_LEVEL = 1
+SHARED_BLOCKS = BUCKET * ((1 << GROWTH_SHIFT * (SHARED_MAX_LEVEL + 1)) - 1) // ((1 << GROWTH_SHIFT) - 1)
+"""Blocks in a shared volume's largest directory: so that one node has its whole table."""
+assert SHARED_BLOCKS <= NODE_ENTRIES
 
 
 def ino_of(block: int, sector: int, slot: int) -> int:
@@ -173,14 +209,14 @@ def table_buckets(level: int) -> int:
     return 1 << GROWTH_SHIFT * level
 
 
-_FNV_OFFSET, _FNV_PRIME = 0xCBF2_9CE4_8422_2325, 0x0000_0100_0000_01B3
+FNV_OFFSET, FNV_PRIME = 0xCBF2_9CE4_8422_2325, 0x0000_0100_0000_01B3
 
 
 def name_hash(name: bytes) -> int:
     """FNV-1a, 64 bits, folded so that the low bits depend on all of it."""
-    value = _FNV_OFFSET
+    value = FNV_OFFSET
     for byte in name:
-        value = (value ^ byte) * _FNV_PRIME & 0xFFFF_FFFF_FFFF_FFFF
+        value = (value ^ byte) * FNV_PRIME & 0xFFFF_FFFF_FFFF_FFFF
     return value ^ value >> 32
 
 

@@ -14,7 +14,7 @@ from libfs.api import Attr, NotInCore
 from libfs.cffs import layout, sector
 from libfs.cffs.directory import Bucket, Directory
 from libfs.cffs.inode import Node
-from libfs.cffs.overlay import MAX_WEIGHT, Sector
+from libfs.cffs.overlay import Sector
 from libfs.cffs.requests import Fetch, Grow, Synchronise
 from libfs.cffs.volume import EXCLUSIVE, Volume
 from xok_host.abi.types import TYPE_XN_DB
@@ -184,6 +184,8 @@ class Names(Volume):
             raise OSError(errno.EEXIST, "the name exists")
         if self.ghost_names and (parent, name) in self.ghost_names:
             raise NotInCore([Synchronise()])
+        if self.rules.crosses_before_name(parent, name):
+            self.cross_early()
         key = bucket.hint
         if bucket.space.get(key, _NO_SLOT) < length + 3:
             key = self._room(node, directory, bucket, length + 3)
@@ -198,6 +200,8 @@ class Names(Volume):
             if mode & 0o170000 == stat.S_IFDIR:
                 mode |= stat.S_ISGID
         child = Node(ino, parent, mode, uid, gid, self.next_generation(), now)
+        if child.is_directory:
+            child.extents = self.rules.table()
         child.inline = inline
         bucket.names[name] = ino
         self.nodes[ino] = child
@@ -229,9 +233,9 @@ class Names(Volume):
             if not extents.find(logical)[0]:
                 break
         else:
-            if directory.level == layout.MAX_LEVEL:
+            if directory.level == self.rules.max_level:
                 raise OSError(errno.ENOSPC, "the directory is full")
-            raise NotInCore([Grow(node.ino)])
+            raise NotInCore([Grow(node.ino, directory.level + 1)])
         self.reserve(1)
         db = self.gain_block(node, logical)
         for key in range(db << 3, (db << 3) + 8):
@@ -278,6 +282,8 @@ class Names(Volume):
         bucket = self.bucket(node, directory, name)
         if name in bucket.names:
             raise OSError(errno.EEXIST, "the name exists")
+        if self.rules.crosses_before_name(parent, name):
+            self.cross_early()
         self._add_name(node, directory, bucket, name, child)
         now = self.clock()
         child.ctime = now
@@ -345,15 +351,17 @@ class Names(Volume):
             return
         if not self.order.allows(after, before):
             raise NotInCore([Synchronise()])
-        first, second = self.sector(one), self.sector(other)
-        together = {one, other, *(first.links or ()), *(second.links or ())}
-        if sum(map(self._weight, together)) > MAX_WEIGHT:
-            self.cross_early()
-            first, second = self.sector(one), self.sector(other)
-        self.join(first, second)
+        self.lighten(one, other)
+        self.join(self.sector(one), self.sector(other))
         self.order.add_wait(after, before)
 
-    def _weight(self, key: int) -> int:
+    def lighten(self, *keys: int) -> None:
+        """Sectors are about to cross together: let the overlay cross before if that would be too much."""
+        together = {other for key in keys for other in (key, *(self.sector(key).links or ()))}
+        if self.rules.too_heavy(self, together):
+            self.cross_early()
+
+    def weight_of(self, key: int) -> int:
         """About how many operations a changed sector takes to cross."""
         weight = self.overlay[key].weight()
         for ino in range(key << 2 | 1, (key << 2) + 4):

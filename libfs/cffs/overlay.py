@@ -26,8 +26,8 @@ class Sector:
         self.data = data
         self.frees: list[tuple[int, int, int, int, int]] = []
         """Extents of inodes that died here: `extents.Lost` and their type."""
-        self.nodes_freed: list[Lost] = []
-        """Extent nodes of inodes that died here."""
+        self.nodes_freed: list[tuple[Lost, int]] = []
+        """Extent nodes of inodes that died here, and their type."""
         self.links: set[int] | None = None
 
     def weight(self) -> int:

@@ -151,6 +151,7 @@ class Removing(Names):
         if not at:
             raise OSError(errno.EIO, "a directory entry is not where it was")
         sector.remove(data, at)
+        self.rules.name_taken(self.homes[key >> 3], name)
 
     def _hide(self, node: Node, bucket: Bucket, name: bytes, key: int, child: Node) -> None:
         """The inode is in use without a visible name: its entry becomes a hidden one, in place if that fits."""
@@ -164,6 +165,7 @@ class Removing(Names):
             _, chain = sector.target(data, at, key)
             sector.remove(data, at)
             sector.add(data, hidden, child.mode >> 12, slot, child.ino, chain)
+            self.rules.name_taken(node.ino, name)
         else:
             hidden = name
         self._ghost(node, bucket, name, key, child, hidden)
@@ -194,7 +196,7 @@ class Removing(Names):
                 changed.frees += [(db, 1, holder, part, kind) for db in range(start, start + count) if db not in fresh]
             else:
                 changed.frees.append((start, count, holder, part, kind))
-        changed.nodes_freed += extents.removed
+        changed.nodes_freed += [(lost, self.rules.node_type(child)) for lost in extents.removed]
         for db in fresh:
             self._drop_block(db)
         if child.is_directory:

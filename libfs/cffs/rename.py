@@ -102,6 +102,8 @@ class Renaming(Removing):
         self.lock(child.home >> 5, EXCLUSIVE)
         if self.ghost_names and ((new.ino, new_name) in self.ghost_names or (old.ino, name) in self.ghost_names):
             raise NotInCore([Synchronise()])
+        if self.rules.crosses_before_name(new.ino, new_name):
+            self.cross_early()
         victim_key = key
         if victim is not None:
             victim_key = target.away.get(new_name, victim.ino >> 2)
@@ -117,6 +119,8 @@ class Renaming(Removing):
         if victim is not None:
             if inside or self._fits_instead(new, new_name, child, victim, victim_key):
                 prefer = victim_key
+                if not inside:
+                    self.lighten(prefer, inode_key, victim.ino >> 2)
                 if not inside and prefer != inode_key and not self.order.allows(prefer, inode_key):
                     raise NotInCore([Synchronise()])
                 self._replace(new, target, new_name, victim)
@@ -132,6 +136,7 @@ class Renaming(Removing):
             _, chain = sector.target(data, at, key)
             sector.remove(data, at)
             sector.add(data, new_name, child.mode >> 12, slot, child.ino, chain)
+            self.rules.name_taken(old.ino, name)
             del source.names[name]
             source.names[new_name] = child.ino
             self.recent.add(child.ino)

@@ -28,9 +28,10 @@ class Synchronise:
 
 @dataclass(frozen=True, slots=True)
 class Grow:
-    """The directory's table needs its next level (or an interrupted growth finished)."""
+    """The directory's table needs this level (or an interrupted growth to it finished)."""
 
     ino: int
+    level: int
 
 
 @dataclass(frozen=True, slots=True)

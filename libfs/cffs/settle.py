@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import stat
+import struct
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class Settling(Crossing):
         if isinstance(request, Synchronise):
             return self.synchronise_steps()
         if isinstance(request, Grow):
-            return self._grow_steps(request.ino)
+            return self._grow_steps(request.ino, request.level)
         if isinstance(request, Shrink):
             return self._shrink_steps(request.ino, request.size)
         if isinstance(request, FindHome):
@@ -213,9 +214,19 @@ class Settling(Crossing):
         for _ in range(MAX_ROUNDS):
             if not todo:
                 return
+            left = len(todo)
             yield from self._write_round(todo)
             todo &= self.unwritten
+            if len(todo) == left:
+                yield from self._write_others()
         raise OSError(errno.EIO, "the disk does not come to rest")
+
+    def _write_others(self) -> Steps:
+        """Ours wait for what somebody else has changed, on a shared volume or before he died: write what XN lists."""
+        (listed,) = yield [("list_writeable", (self.dev,), b"")]
+        if listed.code:
+            raise self._failure(listed)
+        yield from self._write_round({db for (db,) in struct.iter_unpack("<Q", bytes(listed.data))})
 
     def _write_round(self, todo: set[int], sector: tuple[int, int, int] = (0, 0, 0)) -> Steps:
         """Write what may be written of these blocks, and flush; what is durable then leaves `unwritten`.
@@ -448,7 +459,7 @@ class Settling(Crossing):
     def _shrink_node(self, node: Node, size: int) -> Steps:
         raise NotImplementedError
 
-    def _grow_steps(self, ino: int) -> Steps:
+    def _grow_steps(self, ino: int, level: int) -> Steps:
         raise NotImplementedError
 
     # ---- after mounting

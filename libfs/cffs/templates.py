@@ -1,4 +1,4 @@
-"""What XN is told about C-FFS: the templates of its two block types, with their UDFs (docs/cffs.md section 2).
+"""What XN is told about C-FFS: the templates of its block types, with their UDFs (docs/cffs.md sections 2 and 7).
 
 A malformed sector can only make its own file system's updates fail: every loop is bounded by the sector.
 """
@@ -6,6 +6,7 @@ A malformed sector can only make its own file system's updates fail: every loop 
 from __future__ import annotations
 
 from libfs.cffs import layout as l
+from libfs.cffs import methods
 from xok_host.abi.template import Template
 from xok_host.abi.types import SECTOR, SECTORS, TYPE_XN_DB, Right
 from xok_host.abi.udf import META, Function, bit, load
@@ -28,8 +29,8 @@ def guard() -> bytes:
     return f.finish()
 
 
-def directory_owns(directory_type: int, node_type: int) -> bytes:
-    """Every used slot owns its extents, or the root of its extent tree."""
+def directory_owns(directory_type: int, node_type: int, map_type: int) -> bytes:
+    """Every used slot owns its extents, or the root of its extent tree: a node of `map_type` if it is a directory's."""
     f = Function()
     sector = f.var(META + f.part * SECTOR)
     used = f.var(load(sector + l.SECTOR_HEADER.offset("used"), 1))
@@ -39,7 +40,13 @@ def directory_owns(directory_type: int, node_type: int) -> bytes:
             flags = f.var(inode.flags)
             with f.if_(~bit(flags, l.INLINE)):
                 with f.if_(bit(flags, l.DEPTH_MASK)):
-                    f.emit(inode.tree, 1, node_type)
+                    if map_type == node_type:
+                        f.emit(inode.tree, 1, node_type)
+                    else:
+                        tree = f.var(node_type)
+                        with f.if_((inode.mode & _IFMT) == _IFDIR):
+                            f.set(tree, map_type)
+                        f.emit(inode.tree, 1, tree)
                 with f.else_():
                     content = f.var(int(TYPE_XN_DB))
                     with f.if_((inode.mode & _IFMT) == _IFDIR):
@@ -111,18 +118,54 @@ def directory_template(directory_type: int, node_type: int) -> Template:
         name=l.DIR_TYPE_NAME.encode(),
         parts=SECTORS,
         access=access(),
-        owns=directory_owns(directory_type, node_type),
+        owns=directory_owns(directory_type, node_type, node_type),
         refs=directory_refs(),
         refcnt=directory_refcnt(),
         guard=guard(),
     )
 
 
-def node_template(directory_type: int, node_type: int) -> Template:
+def node_template(directory_type: int, node_type: int, name: str = l.NODE_TYPE_NAME) -> Template:
     return Template(
-        name=l.NODE_TYPE_NAME.encode(),
+        name=name.encode(),
         parts=SECTORS,
         access=access(),
         owns=node_owns(directory_type, node_type),
         guard=guard(),
     )
+
+
+def shared_directory_template(directory_type: int, node_type: int, map_type: int) -> Template:
+    return Template(
+        name=l.SHARED_DIR_TYPE_NAME.encode(),
+        parts=SECTORS,
+        access=access(),
+        owns=directory_owns(directory_type, node_type, map_type),
+        refs=directory_refs(),
+        refcnt=directory_refcnt(),
+        guard=guard(),
+        method=methods.directory_method(directory_type, map_type),
+    )
+
+
+def shared_map_template(directory_type: int, map_type: int) -> Template:
+    """A type of its own, so that no file can come to own what is a directory's."""
+    return Template(
+        name=l.SHARED_MAP_TYPE_NAME.encode(),
+        parts=SECTORS,
+        access=access(),
+        owns=node_owns(directory_type, map_type),
+        guard=guard(),
+        method=methods.map_method(directory_type, map_type),
+    )
+
+
+def of(directory_type: int, node_type: int, map_type: int = 0) -> list[Template]:
+    """The templates of an ordinary volume, or with a `map_type` of a shared one, in the order of their ids."""
+    if not map_type:
+        return [directory_template(directory_type, node_type), node_template(directory_type, node_type)]
+    return [
+        shared_directory_template(directory_type, node_type, map_type),
+        node_template(directory_type, node_type, l.SHARED_NODE_TYPE_NAME),
+        shared_map_template(directory_type, map_type),
+    ]

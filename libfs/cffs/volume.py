@@ -23,6 +23,7 @@ from libfs.cffs.grouping import Grouping
 from libfs.cffs.inode import Node
 from libfs.cffs.overlay import Order, Sector
 from libfs.cffs.requests import Fetch, FindHome, Grow, Remount, Synchronise, TakeLock
+from libfs.cffs.rules import OneWriter
 from xok_host.abi.types import BLOCK, SECTOR, Flag, LockMode
 
 SHARED, EXCLUSIVE = int(LockMode.SHARED), int(LockMode.EXCLUSIVE)
@@ -60,7 +61,7 @@ class Volume:
         name: str,
         cap: int,
         root_block: int,
-        types: tuple[int, int],
+        rules: OneWriter,
         *,
         writable: bool = True,
         grouping: type[Grouping] = Grouping,
@@ -72,7 +73,8 @@ class Volume:
         self.cap = cap
         self.writable = writable
         self.clock = clock
-        self.directory_type, self.node_type = types
+        self.rules = rules
+        self.directory_type = rules.directory_type
         self.root_block = root_block
         self.root_ino = layout.ino_of(root_block, 0, layout.ROOT_SLOT)
         self.orphans_ino = layout.ino_of(root_block, 0, layout.ORPHANS_SLOT)
@@ -151,13 +153,20 @@ class Volume:
         at = (key & 7) * SECTOR
         return bytes(self.block(key >> 3)[at : at + SECTOR])
 
+    def known_bytes(self, key: int) -> bytes:
+        """A directory sector as XN knows it.  Raises NotInCore."""
+        if key >> 3 in self.new_blocks:
+            return bytes(SECTOR)
+        at = (key & 7) * SECTOR
+        return bytes(self.block(key >> 3)[at : at + SECTOR])
+
     def sector(self, key: int) -> Sector:
         """A directory sector to change.  Raises NotInCore."""
         changed = self.overlay.get(key)
         if changed is None:
             data = bytearray(self.sector_bytes(key))
             if not data[0]:
-                data = sector.fresh(self.homes[key >> 3] if key >> 3 != self.root_block else 0)
+                data = self.rules.fresh(self, key)
             changed = self.overlay[key] = Sector(key, data)
         return changed
 
@@ -197,6 +206,8 @@ class Volume:
         if not data[2] >> slot & 1:
             raise OSError(errno.ESTALE, f"inode {ino} is gone")
         node = Node.unpack(ino, home, data, slot * layout.INODE_BYTES)
+        if node.is_directory and node.extents is not None:
+            node.extents = self.rules.table(node.extents.items())
         self.nodes[ino] = node
         return node
 
@@ -212,7 +223,8 @@ class Volume:
                 return bytes(self.env.page(page))
 
             try:
-                node.extents = load_tree(node.depth, node.tree, read)
+                kind = self.rules.table if node.is_directory else ExtentMap
+                node.extents = load_tree(node.depth, node.tree, read, kind)
             except ValueError as error:
                 raise OSError(errno.EIO, f"inode {node.ino}: {error}") from error
         return node.extents
@@ -255,7 +267,7 @@ class Volume:
         if not node.is_directory:
             raise OSError(errno.ENOTDIR, "not a directory")
         if node.ino in self.growing or node.growing:
-            raise NotInCore([Grow(node.ino)])
+            raise NotInCore([Grow(node.ino, node.level)])
         self.lock(node.ino >> 5, SHARED)
         self.extents(node)
         node.directory = Directory(node.level)

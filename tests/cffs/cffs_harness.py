@@ -14,25 +14,36 @@ from xok_host.kernel.local import DEV, LocalXok
 
 
 class Clock:
-    """Strictly increasing time."""
+    """Strictly increasing time, XN's as well: a shared volume's methods compare the two."""
 
     def __init__(self) -> None:
         self.now = 1_700_000_000_000_000_000
+        self.xok: LocalXok | None = None
 
     def __call__(self) -> int:
         self.now += 1_000_000
+        if self.xok is not None:
+            self.xok.now = self.now
+            self.xok.kernel.tick(self.now)
         return self.now
+
+    def drives(self, xok: LocalXok) -> LocalXok:
+        self.xok = xok
+        self()
+        return xok
 
 
 class Volume:
     """One volume, mounted.  Operations are called as `volume("create", ...)`: everything fetched that is asked for."""
 
-    def __init__(self, nblocks: int = 4096, grouping: type[Grouping] = Grouping, **options: Any) -> None:
+    def __init__(
+        self, nblocks: int = 4096, grouping: type[Grouping] = Grouping, *, shared: bool = False, **options: Any
+    ) -> None:
         self.clock = Clock()
         self.grouping = grouping
-        self.xok = LocalXok(nblocks, **options)
+        self.xok = self.clock.drives(LocalXok(nblocks, **options))
         self.env = self.xok.environment()
-        cap = mkfs.make(self.env, DEV, "vol", clock=self.clock)
+        cap = mkfs.make(self.env, DEV, "vol", shared=shared, clock=self.clock)
         self.mount(cap)
 
     def mount(self, cap: int | None = None) -> None:
@@ -51,7 +62,7 @@ class Volume:
         assert not self.fs.errors
         self.env.close()
         self.xok.stop()
-        self.xok = LocalXok(disk=self.xok.disk, format=False)
+        self.xok = self.clock.drives(LocalXok(disk=self.xok.disk, format=False))
         self.mount()
 
     def cold(self) -> None:

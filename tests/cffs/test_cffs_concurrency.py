@@ -80,9 +80,9 @@ class Client:
             assert b"".join(map(bytes, await self.call(self.fs.read, ino, 0, 10000))) == data
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_clients_do_not_disturb_each_other(seed: int) -> None:
-    volume = Volume(8192)
+@pytest.mark.parametrize("seed, shared", [(0, False), (1, False), (2, False), (0, True), (1, True)])
+def test_clients_do_not_disturb_each_other(seed: int, shared: bool) -> None:
+    volume = Volume(8192, shared=shared)
     fs = volume.fs
     original = volume.env.dispatch
     rung = [False]

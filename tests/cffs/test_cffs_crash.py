@@ -18,9 +18,9 @@ class PowerFails(Exception):
 class Run:
     """Random operations, a record of what the last fsync promised, and a failure in the middle."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, shared: bool) -> None:
         self.rng = random.Random(seed)
-        self.volume = Volume(1024)
+        self.volume = Volume(1024, shared=shared)
         self.left = 1 << 60
         self.paths: dict[bytes, tuple[int, bytes | None]] = {b"": (self.volume.root, None)}
         """path → (inode, contents; None: a directory)"""
@@ -91,9 +91,11 @@ class Run:
         self.touched.add(path)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_fsynced_survives_and_the_rest_is_sane(seed: int) -> None:
-    run = Run(seed)
+@pytest.mark.parametrize(
+    "seed, shared", [*((seed, False) for seed in range(60)), *((seed, True) for seed in range(10, 50))]
+)
+def test_fsynced_survives_and_the_rest_is_sane(seed: int, shared: bool) -> None:
+    run = Run(seed, shared)
     rng = run.rng
     for _ in range(60):
         run.step()

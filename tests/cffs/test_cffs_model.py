@@ -37,9 +37,11 @@ sizes = st.one_of(st.integers(0, 200), st.sampled_from([4095, 4096, 4097, 8192, 
 class FileSystemMachine(RuleBasedStateMachine):
     """Operations on random directories and names; the model says what must come of them."""
 
+    shared = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.volume = Volume(2048)
+        self.volume = Volume(2048, shared=self.shared)
         self.root = File("dir")
         self.root.ino = self.volume.root
         self.open_files: list[File] = []
@@ -335,7 +337,14 @@ class FileSystemMachine(RuleBasedStateMachine):
         self.compare()
 
 
+class SharedFileSystemMachine(FileSystemMachine):
+    """The same on a shared volume, where XN asks the methods about every change."""
+
+    shared = True
+
+
 TestFileSystem = FileSystemMachine.TestCase
-TestFileSystem.settings = settings(
+TestSharedFileSystem = SharedFileSystemMachine.TestCase
+TestFileSystem.settings = TestSharedFileSystem.settings = settings(
     max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

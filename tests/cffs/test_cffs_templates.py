@@ -18,7 +18,7 @@ DIR, NODE = 16, 17
 BASE = 3 << 56 | 1234 << 12
 """da of the block under test."""
 
-owns = Program(templates.directory_owns(DIR, NODE))
+owns = Program(templates.directory_owns(DIR, NODE, NODE))
 refs = Program(templates.directory_refs())
 refcnt = Program(templates.directory_refcnt())
 node_owns = Program(templates.node_owns(DIR, NODE))

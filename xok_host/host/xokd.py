@@ -257,7 +257,8 @@ class Xokd:
             descriptors = {f"fd:{FILE_SYSTEM}": fds[0]}
             program = Program(OWN_MODULE, [name, "--make", *owner], descriptors, _limits(peer))
         elif request["type"] in MKFS_MODULES:
-            program = Program(MKFS_MODULES[request["type"]], [name, *owner], limits=_limits(peer))
+            shared = ["--shared"] if request.get("shared") is True else []
+            program = Program(MKFS_MODULES[request["type"]], [name, *owner, *shared], limits=_limits(peer))
         else:
             raise BadCall(f"no file system has the type {request['type']!r}")
         record = await self.environments.start(f"mkfs:{name}", "mkfs", program, caller=peer.uid)
