@@ -1,4 +1,4 @@
-"""Start, stop, crash and reconstruction: what each finds on a disk (START-1 to START-3, RECOVER-1 to RECOVER-3)."""
+"""Start, stop, crash and reconstruction: what each finds on a disk (START-1 to START-5, RECOVER-1 to RECOVER-3)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 from toy import DEV, Sector, Toy, da, element
 
 from xok_host.abi import errors as e
+from xok_host.abi.calls import Op, OpKind
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB
 from xok_host.kernel.local import LocalXok, RamDisk
 from xok_host.kernel.request import IoOp
@@ -82,6 +83,44 @@ def test_dirty_blocks_keep_a_disk_from_stopping(toy: Toy) -> None:
     toy.local.stop()
     with pytest.raises(e.NotFound):
         toy.env.call("info", DEV)
+
+
+def allocate_without_contents(toy: Toy, node: int, count: int) -> int:
+    """Data blocks in sector 0 of `node` that nobody gives contents; the first of them."""
+    first, new = toy.free_block(count), toy.sector(node, 0)
+    new.pointers.append((first, count, TYPE_XN_DB, 0))
+    toy.transact(toy.modify(node, 0, new, OpKind.ALLOC, db=first, count=count, type=TYPE_XN_DB))
+    return first
+
+
+def test_blocks_that_nobody_initialised_are_zeros_after_an_orderly_stop(toy: Toy) -> None:
+    """START-5: below a root that is durable, over old bytes."""
+    toy.durable(toy.root)
+    nodes = [toy.add_node(toy.root, 0) for _ in range(3)]
+    first = [allocate_without_contents(toy, node, 120) for node in nodes]
+    for db in first:
+        toy.local.disk.data[db * BLOCK : (db + 120) * BLOCK] = b"\x55" * (120 * BLOCK)
+    kept = toy.add_data(toy.root, 1, b"kept")
+    toy.env.close()
+    toy.local.sync()
+    assert toy.local.kernel.devices[DEV].dirty_blocks  # nobody but xokd can help here
+    toy.local.stop()
+    assert all(toy.local.disk.read_block(block) == bytes(BLOCK) for db in first for block in range(db, db + 120))
+    assert toy.local.disk.read_block(kept)[:4] == b"kept"
+    report = recover.reconstruct(toy.local.disk.read_block, toy.local.disk.nblocks)
+    assert report.was_clean and report.sound and not report.leaked
+
+
+def test_filling_goes_in_steps_and_contents_still_win(monkeypatch: pytest.MonkeyPatch, toy: Toy) -> None:
+    monkeypatch.setattr("xok_host.kernel.xn.device.FILL_BLOCKS", 4)
+    toy.durable(toy.root)
+    first = allocate_without_contents(toy, toy.root, 6)
+    assert [toy.local.kernel.fill_uninitialised(DEV) for _ in range(3)] == [4, 2, 0]
+    page = toy.page(b"late")
+    toy.transact(Op(OpKind.PUBLISH, da(toy.root), 0, db=first, count=1, page=page))
+    assert toy.local.sync() and toy.local.disk.read_block(first)[:4] == b"late"
+    assert toy.local.disk.read_block(first + 1) == bytes(BLOCK)
+    toy.local.stop()
 
 
 @pytest.mark.parametrize("broken", [0, 511])

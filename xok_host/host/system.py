@@ -185,6 +185,7 @@ class System:
     async def sync(self, dev: int) -> None:
         """What dead libOSes left dirty is written like anybody's: anyone may, it changes no contents."""
         for _ in range(SYNC_ROUNDS):
+            self.kernel.fill_uninitialised(dev)
             blocks = [entry.db for entry in self.kernel.device(dev).dirty_blocks]
             for at in range(0, len(blocks), SYNC_BATCH):
                 extents = pack_extents((db, 1, 0) for db in blocks[at : at + SYNC_BATCH])

@@ -138,6 +138,11 @@ class Kernel:
         """Read XN's structures and make the disk active; `then` gets None or how `privileged.init` failed."""
         privileged.init(self, dev, nblocks, then)
 
+    def fill_uninitialised(self, dev: int) -> int:
+        """Before an orderly stop, until it gives 0: zeros for some blocks whose contents nobody gave (START-5).  They
+        are dirty then, for the caller to write back.  Raises LimitReached when there is no page left."""
+        return self.device(dev).fill_uninitialised()
+
     def stop_device(self, dev: int, then: Then) -> None:
         """Orderly shutdown of a disk; `then` gets None or how `privileged.shutdown` failed."""
         privileged.shutdown(self, dev, then)

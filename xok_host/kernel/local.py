@@ -303,6 +303,8 @@ class LocalXok:
         """Orderly shutdown: write everything back as long as that makes progress, then stop the devices."""
         for dev in self.disks:
             self.sync(dev)
+            while self.kernel.fill_uninitialised(dev):
+                self.sync(dev)
             outcome: list[errors.XokError | None] = []
             self.kernel.stop_device(dev, outcome.append)
             self.pump()

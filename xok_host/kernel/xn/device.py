@@ -8,7 +8,7 @@ import cython
 
 from xok_host.abi.calls import CatalogueEntry
 from xok_host.abi.errors import LimitReached, NotInCore, WrongType
-from xok_host.abi.types import BLOCK_LIMIT, SECTORS, TYPE_XN_DB, Flag, da_key, disk_address
+from xok_host.abi.types import ALL_SECTORS, BLOCK_LIMIT, SECTORS, TYPE_XN_DB, Flag, da_key, disk_address
 from xok_host.kernel.pages import META, QUARANTINE, Access, Pages
 from xok_host.kernel.tables import Counters
 from xok_host.kernel.xn import order, types
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_EVICTION_SCAN = 4096
 """Entries looked at to find one that can be evicted."""
+FILL_BLOCKS = 512
+"""Blocks that one `fill_uninitialised` gives zeros: their holds on one page are counted in 16 bits."""
 NOBODY: frozenset[int] = frozenset()
 
 _ATTACHED = int(Flag.ATTACHED)
@@ -156,6 +158,32 @@ class Device:
         if entry.page != NO_PAGE and not entry.flags & _READING:
             self.pages.drop(entry.page)
             entry.page = NO_PAGE
+
+    def fill_uninitialised(self) -> int:
+        """Zeros for data blocks that were allocated without contents, at most FILL_BLOCKS; how many they were.
+
+        Nothing that points to such a block may become durable (ORDER-1), so one that its owner forgets keeps all
+        above it off the disk.  Who still has contents for it may publish them as ever: they take the place of these.
+        """
+        found = []
+        for entry in self.registry.cached.values():
+            if entry.device is self and entry.page == NO_PAGE and not entry.flags & (_VALID | _READING):
+                found.append(entry)
+                if len(found) == FILL_BLOCKS:
+                    break
+        if not found:
+            return 0
+        page = self.io.own_page()
+        self.pages.zero(page)
+        for entry in found:
+            self.pages.hold(page)
+            self.set_page(entry, page)
+            entry.flags |= _VALID
+            entry.dirty = ALL_SECTORS
+            entry.sequence += 1
+            self.registry.publish(entry)
+        self.pages.drop(page)
+        return len(found)
 
     # ---- freeing (ORDER-6)
 

@@ -4,6 +4,8 @@ START-1  A disk that was not shut down in order does not start: it is reconstruc
 START-2  Before anything else is written to a started disk, both superblocks say that it is in use.
 START-3  Stopping flushes, and refuses while blocks are dirty; only then the superblocks say clean.
 START-4  No two active disks have one identity: the capabilities in their catalogues would be the same numbers.
+START-5  Whoever stops a disk first has allocated data blocks that nobody initialised filled with zeros
+         (`fill_uninitialised`) and written back: without that, nothing above them could ever be written.
 """
 
 from __future__ import annotations
