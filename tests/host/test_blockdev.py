@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.host.xokkit import Xok
 from xok_host.abi.errors import BadDisk, InUse
 from xok_host.abi.types import BLOCK, SECTOR
 from xok_host.host import blockdev
@@ -156,6 +157,30 @@ def loop(image: Path) -> Iterator[str]:
 def test_an_image_under_a_loop_device_is_in_use(image: Path, loop: str) -> None:
     with pytest.raises(InUse, match="losetup -d"):
         open_disk(str(image))
+
+
+@pytest.fixture
+def coarse_loop(image: Path) -> Iterator[str]:
+    found = subprocess.run(
+        ["losetup", "--find", "--show", "--sector-size", "4096", str(image)], capture_output=True, text=True
+    )
+    if found.returncode:
+        pytest.skip("no loop devices with sectors of 4096 bytes on this host")
+    name = found.stdout.strip()
+    yield name
+    subprocess.run(["losetup", "--detach", name], check=True)
+
+
+def test_a_disk_with_coarse_sectors_is_refused(coarse_loop: str, tmp_path: Path) -> None:
+    """XN orders writes of 512 bytes; such a disk writes eight of them at once.  Nothing on it is changed."""
+    before = Path(coarse_loop).read_bytes()
+    with pytest.raises(BadDisk, match=r"logical sectors of 4096 bytes.*--sector-size 512"):
+        open_disk(coarse_loop)
+    xok = Xok(tmp_path)
+    for command in (("format", "--force", coarse_loop), ("up", "--no-network", "--disk", coarse_loop)):
+        done = xok.try_(*command)
+        assert done.status and "logical sectors of 4096 bytes" in done.err and "Traceback" not in done.err, done
+    assert Path(coarse_loop).read_bytes() == before
 
 
 def test_a_block_device_is_taken_exclusively(loop: str) -> None:

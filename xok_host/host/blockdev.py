@@ -215,6 +215,12 @@ def open_disk(path: str, *, without: frozenset[str] = frozenset()) -> BlockDevic
     try:
         _take(fd, path, mode)
         sector_bytes, size = geometry(fd)
+        if sector_bytes != SECTOR:
+            raise BadDisk(
+                f"{path} has logical sectors of {sector_bytes} bytes, and XN orders writes of {SECTOR}: take a disk or "
+                f"partition with sectors of {SECTOR} (a 512e disk has them), an image file, or a loop device over it "
+                f"(losetup --sector-size {SECTOR})"
+            )
         if size // BLOCK < MIN_BLOCKS:
             raise BadDisk(f"{path} has {size} bytes; a disk has at least {MIN_BLOCKS * BLOCK}")
         return BlockDevice(fd, path, size // BLOCK, sector_bytes, direct, best(without))
