@@ -129,6 +129,9 @@ def test_type_import_refusals(toy: Toy) -> None:
     stranger = toy.local.environment()
     with pytest.raises(e.BadCapability):
         stranger.call("type_import", DEV, data=b"raw")
+    readable = toy.local.kernel.tree_capability(DEV, "raw", Right.READ)
+    with pytest.raises(e.BadCapability):  # who may only read the blocks does not decide that they are a type
+        toy.local.environment([readable]).call("type_import", DEV, data=b"raw")
     drop_ = toy.local.kernel.devices[DEV]
     drop_.forget(drop_.get(made.r0))
     assert toy.code("type_import", DEV, data=b"raw") is e.NotInCore

@@ -150,7 +150,7 @@ CALLS: tuple[Call, ...] = (
             e.NotFound: "there is no such device or entry",
             e.BadCall: _BAD_NAME,
             e.WrongType: "the entry is not raw blocks",
-            e.BadCapability: "the caller holds no capability for the entry",
+            e.BadCapability: "no capability of the caller's allows writing the entry's blocks",
             e.NotInCore: "its blocks are not in the registry: mount them",
             e.Tainted: "a block is not durable; r0 names it",
             e.TypeInvalid: "the template fails a check",

@@ -240,8 +240,11 @@ class Dispatch:
             raise WrongType(f"{name!r} is not raw blocks")
         if entry.flags & FLAG_TEMPORARY:
             raise WrongType(f"{name!r} is temporary, and types survive")
-        if not any(held.kind == TREE and held.id == entry.capability for _, held in env.capabilities):
-            raise BadCapability(f"{name!r} is not the caller's")
+        if not any(
+            held.kind == TREE and held.id == entry.capability and held.rights & Right.WRITE
+            for _, held in env.capabilities
+        ):
+            raise BadCapability(f"no capability of the caller's allows writing {name!r}")
         blocks = device.root_entries(entry)
         if blocks is None:
             raise NotInCore(f"the blocks of {name!r} are not in core: mount it")
