@@ -238,6 +238,26 @@ def test_events_wait_for_room_and_their_number_is_bounded(loop: CallLoop, floode
     assert flooded == [1]
 
 
+def test_events_about_one_lock_do_not_add_up(loop: CallLoop, flooded: list[int]) -> None:
+    """Others may ask for a stalled holder's locks as often as they like: the last word about each of them waits."""
+    peer = Peer(loop, 1)
+    for number in range(channel.COMPLETIONS):
+        loop.post(1, Event.STOP, number)
+    for mode in range(callloop.MAX_EVENTS // 64):
+        for number in range(128):
+            loop.post(1, Event.LOCK_WANTED, number, mode)
+    loop.post(1, Event.LOCK_LOST, 7)
+    loop.post(1, Event.LOCK_WANTED, 7, 77)
+    assert not flooded
+    assert len(peer.take()) == channel.COMPLETIONS
+    peer.bell()
+    turns(loop)
+    last = callloop.MAX_EVENTS // 64 - 1
+    expected = [(Event.LOCK_WANTED, number, last) for number in range(128) if number != 7]
+    expected += [(Event.LOCK_LOST, 7, 0), (Event.LOCK_WANTED, 7, 77)]
+    assert [(event.code, event.r0, event.r1) for event in peer.take()] == expected
+
+
 def test_an_unread_doorbell_never_blocks_the_loop(loop: CallLoop) -> None:
     peer = Peer(loop, 1)
     for value in range(2000):

@@ -66,6 +66,20 @@ def test_the_deadline_takes_the_lock(toy: Toy, other: LocalEnvironment) -> None:
     assert toy.local.kernel.locks.next_deadline() is None
 
 
+def test_a_holder_is_told_once_of_each_waiter(toy: Toy, other: LocalEnvironment) -> None:
+    """LOCK-2: sharers that come and go do not make the one who stays hear of the same waiter again."""
+    sharers = [toy.local.environment(roots=["toy"], name=f"sharer{i}") for i in range(5)]
+    for env in (toy.env, *sharers):
+        env.wait(lock(env, toy.root, SHARED))
+    waiting = lock(other, toy.root, EXCLUSIVE)
+    for env in sharers:
+        env.call("unlock", da(toy.root))
+    toy.env.dispatch()
+    assert toy.env.events == [(Event.LOCK_WANTED, da(toy.root), EXCLUSIVE)]
+    toy.env.call("unlock", da(toy.root))
+    assert other.wait(waiting).code == 0
+
+
 def test_waiters_are_served_in_order_and_each_has_its_time(toy: Toy, other: LocalEnvironment) -> None:
     third = toy.local.environment(roots=["toy"], name="third")
     toy.env.wait(lock(toy.env, toy.root, EXCLUSIVE))

@@ -204,6 +204,10 @@ class ClientRing(_Ring):
         self._sq_tail = self._sq_tail + 1 & _MASK32
         return cookie
 
+    def outstanding(self) -> int:
+        """Entries queued whose answers were not taken."""
+        return len(self._areas)
+
     def publish(self) -> None:
         self._store(SQ_TAIL, self._sq_tail)
 

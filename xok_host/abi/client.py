@@ -201,6 +201,7 @@ class Environment:
     def dispatch(self) -> int:
         """Take all completions and events that are there, without waiting; how many there were."""
         count = 0
+        outstanding = self.ring.outstanding()
         while (completion := self.ring.pop()) is not None:
             count += 1
             if completion.cookie == 0:
@@ -209,6 +210,8 @@ class Environment:
                 handler(completion)
             else:
                 self._done[completion.cookie] = completion
+        if count + outstanding >= ch.COMPLETIONS:
+            self.ring_doorbell()  # the ring was full: xokd may keep events that had no room
         return count
 
     def fileno(self) -> int:

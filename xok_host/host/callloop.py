@@ -28,6 +28,7 @@ from xok_host.abi.channel import Completion, Entry, KernelRing
 from xok_host.abi.client import CHUNK_MESSAGE, DOORBELL
 from xok_host.abi.errors import LimitReached, XokError
 from xok_host.host.memory import Shared
+from xok_host.kernel.env import MAX_LOCKS
 
 log = logging.getLogger("xok.callloop")
 
@@ -35,8 +36,9 @@ TURN_ENTRIES = 64
 """Entries of one environment in one turn."""
 TURN_SECONDS = 0.005
 """After which a turn ends early: 64 of the most expensive entries would keep the others waiting."""
-MAX_EVENTS = 1024
-"""Events that may wait for room in one completion ring; more end the environment."""
+MAX_EVENTS = 2 * MAX_LOCKS + 64
+"""Events that may wait for room in one completion ring; more end the environment.  What others do to it cannot be that
+much: one event of each kind waits for each lock, and it can hold no further locks while it takes no answers."""
 
 
 class Kernel(Protocol):
@@ -67,7 +69,8 @@ class _Client:
     memory: Shared
     ready: bool = False
     ring_bell: bool = False
-    events: deque[tuple[int, int, int]] = field(default_factory=deque)
+    events: dict[tuple[Event, int], int] = field(default_factory=dict)
+    """(event, r0) to r1, in order, of those that wait for room; of equal ones the last."""
     gone: bool = False
 
 
@@ -143,7 +146,8 @@ class CallLoop:
         if client is None or client.gone:
             return
         if client.events or not client.ring.event(event, r0, r1):
-            client.events.append((event, r0, r1))
+            client.events.pop((event, r0), None)
+            client.events[event, r0] = r1
             if len(client.events) > MAX_EVENTS:
                 client.events.clear()
                 self._on_flood(env)
@@ -200,8 +204,11 @@ class CallLoop:
             self._ready.append(client)
 
     def _serve(self, client: _Client) -> None:
-        while client.events and client.ring.event(*client.events[0]):
-            client.events.popleft()
+        while client.events:
+            event, r0 = key = next(iter(client.events))
+            if not client.ring.event(event, r0, client.events[key]):
+                break
+            del client.events[key]
             self._wake(client)
         end = time.monotonic() + TURN_SECONDS
         for _ in range(TURN_ENTRIES):

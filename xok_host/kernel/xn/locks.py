@@ -1,8 +1,8 @@
 """Registry locks (thesis 4.4), with visible revocation.
 
 LOCK-1  Many hold a lock SHARED, or one holds it EXCLUSIVE.  Waiters are served in order.
-LOCK-2  Holders who stand in a waiter's way are told (LOCK_WANTED) and have REVOKE_NS to flush and let go; then the lock
-        is taken from them (LOCK_LOST).
+LOCK-2  Holders who stand in a waiter's way are told (LOCK_WANTED), each once for each waiter, and have REVOKE_NS to
+        flush and let go; then the lock is taken from them (LOCK_LOST).
 LOCK-3  A lock dies with its holder.  A locked block stays in core.
 LOCK-4  A transaction on a block that somebody else has locked EXCLUSIVE is refused.  A block that is freed takes its
         locks with it (LOCK_LOST).
@@ -28,13 +28,15 @@ REVOKE_NS = 2_000_000_000
 
 
 class Waiter:
-    __slots__ = ("deadline", "env", "mode", "pending")
+    __slots__ = ("asked", "deadline", "env", "mode", "pending")
 
     def __init__(self, env: Environment, mode: int, pending: Pending, deadline: int) -> None:
         self.env = env
         self.mode = mode
         self.pending = pending
         self.deadline = deadline
+        self.asked: set[Environment] = set()
+        """Holders who know that it waits."""
 
 
 class Locks:
@@ -135,7 +137,9 @@ class Locks:
 
     def _ask(self, entry: Cached, waiter: Waiter) -> None:
         for env in self._in_the_way(entry, waiter):
-            self._kernel.post_event(env, Event.LOCK_WANTED, entry.key << 12, waiter.mode)
+            if env not in waiter.asked:
+                waiter.asked.add(env)
+                self._kernel.post_event(env, Event.LOCK_WANTED, entry.key << 12, waiter.mode)
 
     def _grant(self, entry: Cached, env: Environment, mode: int) -> None:
         entry.lock_holders[env] = mode
