@@ -15,8 +15,10 @@ from xok_host.abi.types import BLOCK, TYPE_XN_DB, TYPE_XN_TYPE, Flag, Right
 from xok_host.abi.udf import Function
 from xok_host.abi.views import REGISTRY_ENTRY
 from xok_host.kernel.capability import ADDRESS, TREE, Capability
+from xok_host.kernel.env import MAX_WRITE_TREES
 from xok_host.kernel.local import LocalEnvironment, LocalXok
 from xok_host.kernel.request import IoOp
+from xok_host.kernel.xn.catalogue import MAX_NAMES_OF_USER
 
 
 def drop(toy: Toy, *blocks: int) -> None:
@@ -117,6 +119,41 @@ def test_types(toy: Toy) -> None:
     entries = toy.env.call("read_catalogue", DEV, out_bytes=1 << 16).data
     found = [CatalogueEntry.unpack(entries[at : at + 104]) for at in range(0, len(entries), 104)]
     assert [(entry.kind, entry.type) for entry in found if entry.name == "later"] == [(CatalogueEntry.TYPE, reserved)]
+
+
+def test_a_user_has_a_share_of_the_catalogue() -> None:
+    """Whatever its environments are; another user, and what takes no name more, go on."""
+    toy = Toy(LocalXok(1024, max_chunks=64))
+    many = [toy.local.environment(uid=1000) for _ in range(2)]
+    other = toy.local.environment(uid=1001)
+    many[0].call("reserve_type", DEV, data=b"later")
+    for number in range(MAX_NAMES_OF_USER - 1):
+        many[number % 2].call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"r%d" % number)
+    for call in (("install_mount", DEV, 0, 1, TYPE_XN_DB), ("reserve_type", DEV)):
+        with pytest.raises(e.LimitReached, match=r"user 1000 .* such as 'r14'"):
+            many[1].call(*call, data=b"more")
+    assert many[1].call("reserve_type", DEV, data=b"later").r0
+    many[1].call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"later")  # in the place of its reservation
+    other.call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"of another")
+    toy.env.call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"of the administrator")
+    many[0].call("uninstall_mount", DEV, cap=1, data=b"r0")
+    many[0].call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"more")
+
+
+def test_pages_for_many_trees_are_refused() -> None:
+    """Each tree's pages are chunks that nobody else can use."""
+    toy = Toy(LocalXok(1024, max_chunks=64))
+    caps = [
+        toy.env.call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"tree%d" % number).r1
+        for number in range(MAX_WRITE_TREES + 1)
+    ]
+    env = toy.local.environment(roots=[f"tree{number}" for number in range(MAX_WRITE_TREES + 1)])
+    assert len(caps) == len(env.caps)
+    for held in env.caps[:-1]:
+        take_pages(env, held.index, 1)
+    with pytest.raises(e.LimitReached, match="trees"):
+        take_pages(env, env.caps[-1].index, 1)
+    take_pages(env, env.caps[0].index, 1)
 
 
 def test_type_import_refusals(toy: Toy) -> None:

@@ -48,7 +48,7 @@ from xok_host.kernel.env import MAX_LOCKS, MAX_PENDING, MAX_PINS
 from xok_host.kernel.kernel import Kernel
 from xok_host.kernel.local import LocalXok
 from xok_host.kernel.request import IoOp
-from xok_host.kernel.xn.catalogue import FLAG_TAINTED
+from xok_host.kernel.xn.catalogue import FLAG_TAINTED, MAX_NAMES_OF_USER
 
 Trigger = Callable[[Toy], object]
 TRIGGERS: dict[tuple[str, type[e.XokError]], Trigger] = {}
@@ -301,6 +301,13 @@ def _(toy: Toy) -> None:
 def _(toy: Toy) -> None:
     for number in range(257):
         toy.env.call("reserve_type", DEV, data=b"type %d" % number)
+
+
+@trigger("reserve_type", e.LimitReached)
+def _(toy: Toy) -> None:
+    env = toy.local.environment(uid=1000)
+    for number in range(MAX_NAMES_OF_USER + 1):
+        env.call("reserve_type", DEV, data=b"type %d" % number)
 
 
 def raw_root(toy: Toy) -> tuple[int, int]:

@@ -87,7 +87,7 @@ CALLS: tuple[Call, ...] = (
         fails={
             e.BadCall: "no pages are asked for, or more than a chunk has (1024)",
             e.BadCapability: "there is no such capability, or it lacks a right",
-            e.LimitReached: "the environment holds its most unpublished pages",
+            e.LimitReached: "the environment holds its most unpublished pages, or has pages for its most trees",
         },
     ),
     Call(
@@ -137,7 +137,8 @@ CALLS: tuple[Call, ...] = (
             e.NotFree: "a block of the extent is in use or waits to be freed",
             e.WrongType: "no such type is in use, or the name is reserved for a type and the root temporary",
             e.NoSpace: "there is no room on the disk or in the catalogue; r0: blocks that a flush frees",
-            e.LimitReached: "the registry is full of blocks that cannot go, or the caller has its most capabilities",
+            e.LimitReached: "the registry is full of blocks that cannot go, the caller has its most capabilities, "
+            "or its user the most names",
         },
     ),
     Call(
@@ -163,7 +164,13 @@ CALLS: tuple[Call, ...] = (
         gives="r0: type id",
         doc="A type id ahead of its template, for mutually recursive types.  "
         "An existing reservation of the caller is returned.",
-        fails=_DEVICE | {e.BadCall: _BAD_NAME, e.Exists: "the name is taken", e.NoSpace: "the catalogue is full"},
+        fails=_DEVICE
+        | {
+            e.BadCall: _BAD_NAME,
+            e.Exists: "the name is taken",
+            e.NoSpace: "the catalogue is full",
+            e.LimitReached: "the caller's user has the most names",
+        },
     ),
     Call(
         _C.MOUNT,

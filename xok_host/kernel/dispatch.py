@@ -44,7 +44,7 @@ from xok_host.abi.types import (
 )
 from xok_host.abi.views import REGISTRY_ENTRY_BYTES
 from xok_host.kernel.capability import TREE, Capability
-from xok_host.kernel.env import MAX_PAGE_PINS, MAX_PAGES, MAX_PINS, Environment
+from xok_host.kernel.env import MAX_PAGE_PINS, MAX_PAGES, MAX_PINS, MAX_WRITE_TREES, Environment
 from xok_host.kernel.pages import DATA
 from xok_host.kernel.tables import REGISTRY_ENTRIES
 from xok_host.kernel.xn import bind, order, txn, types, udf
@@ -120,9 +120,12 @@ class Dispatch:
         most = min(MAX_PAGES, pages.limit // 2)
         if len(env.pages) + count > most:
             raise LimitReached(f"{most} unpublished pages in one environment")
+        if capability not in env.trees and len(env.trees) >= MAX_WRITE_TREES:
+            raise LimitReached(f"pages for {MAX_WRITE_TREES} trees in one environment: let another write the others")
         access = self._kernel.access_by_capability(capability)
         given = pages.alloc_run(pages.arena(access, env.id, DATA), count)
         env.pages.update(given)
+        env.trees.add(capability)
         return count, 0, struct.pack(f"<{count}Q", *given)
 
     def page_free(self, env: Environment, call: Entry) -> Result:
@@ -186,6 +189,8 @@ class Dispatch:
             raise WrongType(f"{name!r} is to become a type, and types survive")
         if not device.catalogue.room():
             raise NoSpace("the catalogue is full")
+        if not reserved:
+            device.catalogue.check_share(env.uid)
         if not db:
             db = device.freemap.find(device.superblock.first, count) or 0
             if not db:
@@ -273,6 +278,7 @@ class Dispatch:
             raise Exists(f"{name!r} exists")
         if not device.catalogue.room():
             raise NoSpace("the catalogue is full")
+        device.catalogue.check_share(env.uid)
         type_id = device.catalogue.new_type_id()
         device.catalogue.add(CatalogueEntry(name, 0, 0, type_id, 0, CatalogueEntry.RESERVED, env.uid, 0), pending=False)
         return type_id, 0, b""

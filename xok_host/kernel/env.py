@@ -13,6 +13,8 @@ MAX_PAGE_PINS = 32768
 """Pins of all environments on one page: a page's holds are counted in 16 bits, and others hold it as well."""
 MAX_PAGES = 65536
 """Pages that one environment may hold unpublished; never more than half of memory."""
+MAX_WRITE_TREES = 16
+"""Trees for whose blocks one environment takes pages: each costs an arena of whole chunks, for as long as it lives."""
 MAX_LOCKS = 4096
 """Locks that one environment may hold or wait for."""
 MAX_PENDING = 4096
@@ -29,6 +31,8 @@ class Environment:
     capabilities: CapabilityTable
     pages: set[int] = field(default_factory=set)
     """Allocated and not published."""
+    trees: set[int] = field(default_factory=set)
+    """Capability numbers that it took pages for."""
     pinned: dict[int, list[Any]] = field(default_factory=dict)
     """Page to [number of this environment's pins on it, the registry entry whose page it was]."""
     npins: int = 0

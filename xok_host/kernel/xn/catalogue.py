@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from xok_host.abi.calls import CATALOGUE_ENTRY, CatalogueEntry
-from xok_host.abi.errors import BadCall, Exists, NoSpace, NotFound
+from xok_host.abi.errors import BadCall, Exists, LimitReached, NoSpace, NotFound
 from xok_host.abi.types import SECTORS, TYPE_FIRST_LIBFS
 from xok_host.kernel.xn.format import (
     CATALOGUE_LIMIT,
@@ -20,6 +20,10 @@ from xok_host.kernel.xn.format import (
     unpack_catalogue_sector,
 )
 
+MAX_NAMES_OF_USER = CATALOGUE_LIMIT // 16
+"""Roots, types and reservations of one user, so that nobody fills the catalogue of all, or memory: a root in core has a
+chunk of its own.  The administrator (uid 0), who
+makes the file systems that users share and can remove whatever fills it, is not bound."""
 NAME_BYTES = 64
 FLAG_TAINTED = 1
 """`CatalogueEntry.flags`: reconstruction found a violation below this root; it cannot be mounted."""
@@ -98,6 +102,17 @@ class Catalogue:
 
     def room(self) -> bool:
         return None in self._slots
+
+    def check_share(self, uid: int) -> None:
+        """One name more for this user?  Raises LimitReached, naming one that could go."""
+        if not uid:
+            return
+        held = [slot.entry.name for slot in self._slots if slot is not None and slot.entry.uid == uid]
+        if len(held) >= MAX_NAMES_OF_USER:
+            raise LimitReached(
+                f"user {uid} has {len(held)} roots, types and reservations, which is the most: uninstall_mount one "
+                f"first, such as {held[-1]!r}"
+            )
 
     def change(self, name: str, **fields: object) -> CatalogueEntry:
         place = self._by_name[name]
