@@ -132,19 +132,18 @@ def counted(*, count: int = 1, **fields: list[int]) -> Sector:
 def fill_registry(toy: Toy, count: int = 50) -> Toy:
     """A file system on an exokernel whose registry has 64 places, `count` of them taken by blocks that cannot go."""
     small = Toy(LocalXok(4096, max_chunks=16, entries=64))
-    start = small.free_block(count)
-    small.transact(
-        small.modify(
-            small.root,
-            1,
-            Sector(pointers=[(start, count, small.type, 0)]),
-            OpKind.ALLOC,
-            db=start,
-            count=count,
-            type=small.type,
-        )
-    )
+    take_places(small, count)
     return small
+
+
+def take_places(small: Toy, count: int) -> None:
+    """Take places of its registry for metadata that cannot go."""
+    other = small.local.environment(roots=["toy"])  # no environment alone can take so many
+    for env, cap, sector, part in ((small.env, small.cap, 2, 25), (other, other.caps[0].index, 3, count - 25)):
+        start = small.free_block(part)
+        new = Sector(pointers=[(start, part, small.type, 0)])
+        op = small.modify(small.root, sector, new, OpKind.ALLOC, db=start, count=part, type=small.type)
+        env.call("transact", cap=cap, data=pack_transaction([op]))
 
 
 def forgotten(toy: Toy, db: int) -> None:
@@ -441,10 +440,7 @@ def _(toy: Toy) -> None:
 
 def no_place_left(small: Toy) -> None:
     """The registry's 64 places are taken by blocks that cannot go."""
-    start = small.free_block(70)
-    room = 64 - len(small.local.kernel.registry.cached)
-    pointer = Sector(pointers=[(start, room, small.type, 0)])
-    small.transact(small.modify(small.root, 2, pointer, OpKind.ALLOC, db=start, count=room, type=small.type))
+    take_places(small, 64 - len(small.local.kernel.registry.cached))
 
 
 @trigger("mount", e.LimitReached)
@@ -526,6 +522,16 @@ simply("mark_dirty", e.NotInCore, DEV, data=pack_extents([(400, 1, 0)]))
 @trigger("mark_dirty", e.BadCapability)
 def _(toy: Toy) -> None:
     toy.env.call("mark_dirty", DEV, data=pack_extents([(toy.root, 1, 0)]))
+
+
+@trigger("mark_dirty", e.LimitReached)
+def _(toy: Toy) -> None:
+    small = Toy(LocalXok(4096, max_chunks=16, entries=64))
+    blocks = [small.add_data(small.root, 1 + number // 10, b"in place") for number in range(30)]
+    small.local.sync()
+    for number in range(30):
+        small.add_data(small.root, 5 + number // 10, b"new")
+    small.env.call("mark_dirty", DEV, data=pack_extents([(block, 1, 0) for block in blocks]))
 
 
 # ---- operations (the calls that are one, and TRANSACT)

@@ -9,10 +9,12 @@ import pytest
 from test_xn_crash import Anarchist
 from toy import DEV, Toy, da
 
-from xok_host.abi.calls import OP_HEADER, VECTOR_HEADER, CallNumber, pack_extents
+from xok_host.abi.calls import OP_HEADER, VECTOR_HEADER, CallNumber, OpFlag, OpKind, pack_extents
 from xok_host.abi.channel import Entry
-from xok_host.abi.types import Right
+from xok_host.abi.errors import LimitReached
+from xok_host.abi.types import TYPE_XN_DB, Right
 from xok_host.kernel.capability import ADDRESS, TREE, Capability
+from xok_host.kernel.local import LocalXok
 from xok_host.kernel.xn import recover
 
 EDGES = [0, 1, 2, 7, 8, 255, 256, 4095, 4096, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 44) - 1, 1 << 44]
@@ -152,3 +154,46 @@ def test_floods_are_bounded(toy: Toy) -> None:
     toy.local.release_io()
     toy.env.dispatch()
     assert toy.env.kernel_env.pending == 0 and toy.code("null") is None
+
+
+@pytest.mark.parametrize("flags", [0, OpFlag.ZERO])
+def test_one_environment_cannot_fill_the_cache_with_what_cannot_leave_it(flags: int) -> None:
+    """Neither with dirty blocks nor with blocks that it never initialises; the refusal says what to write back."""
+    local = LocalXok(4096, max_chunks=16, entries=256)
+    toy, neighbour = Toy(local, "greedy"), Toy(local, "neighbour")
+    share = local.kernel.share
+    assert share == 192
+    taken: list[tuple[int, int]] = []
+
+    def take(sector: int, count: int) -> None:
+        new, block = toy.sector(toy.root, sector), toy.free_block(count)
+        new.pointers.append((block, count, TYPE_XN_DB, 0))
+        alloc = {"db": block, "count": count, "type": TYPE_XN_DB, "flags": flags}
+        toy.transact(toy.modify(toy.root, sector, new, OpKind.ALLOC, **alloc))
+        taken.append((block, count))
+
+    with pytest.raises(LimitReached) as refused:
+        for number in range(80):
+            take(number // 10, 10)
+    assert len(toy.env.kernel_env.unsettled) <= share < len(taken) * 10 + 10
+    for number in range(20):
+        neighbour.add_data(neighbour.root, number // 10, b"in peace")
+    assert refused.value.fields["r0"]
+    if not flags:
+        with pytest.raises(LimitReached):
+            take(7, 10)
+        toy.env.close()  # what it did is nobody's now
+        assert not toy.env.kernel_env.unsettled
+        return
+    root = local.kernel.devices[DEV].get(toy.root)
+    while len(taken) < 80:  # as much as it likes, when it writes back what it is told to
+        try:
+            take(len(taken) // 10, 10)
+        except LimitReached as again:
+            named = again.fields["r0"]
+            assert any(block <= named < block + count for block, count in taken) or named == toy.root
+            toy.writeback(*(entry.db for entry in toy.env.kernel_env.unsettled if entry is not root))
+            toy.flush()
+            toy.durable(toy.root)
+    local.sync()
+    assert local.kernel.devices[DEV].dirty_blocks == []

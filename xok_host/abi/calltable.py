@@ -44,6 +44,7 @@ _C = CallNumber
 _NAME = "name: UTF-8, at most 64 bytes"
 _BAD_NAME = "the name is empty, too long, not UTF-8 or not printable"
 _DEVICE: Fails = {e.NotFound: "there is no such device"}
+_SHARE = "as many of the environment's blocks as may be in core wait to be durable; r0: one to write back and flush"
 _EXTENTS = "the extent list is malformed, or "
 _READABLE: Fails = {
     e.NotFound: "the address is on no active device",
@@ -319,7 +320,8 @@ CALLS: tuple[Call, ...] = (
             e.NotFree: "a block to allocate is in use, waits to be freed, or is named twice",
             e.BogusUpdate: "what partitions own, or refer to, does not change as the operations say",
             e.WouldCycle: _CYCLE,
-            e.LimitReached: "too many blocks are allocated, or the registry is full of blocks that cannot go",
+            e.LimitReached: "too many blocks are allocated, the registry is full of blocks that cannot go, or "
+            + _SHARE,
         },
     ),
     Call(
@@ -347,7 +349,7 @@ CALLS: tuple[Call, ...] = (
             e.WrongType: "the parent is plain data, or no such type is in use",
             e.NotFree: "a block is in use or waits to be freed",
             e.BogusUpdate: "the partition does not gain exactly that extent",
-            e.LimitReached: "more than 4096 blocks, or the registry is full of blocks that cannot go",
+            e.LimitReached: "more than 4096 blocks, the registry is full of blocks that cannot go, or " + _SHARE,
         },
     ),
     Call(
@@ -417,6 +419,7 @@ CALLS: tuple[Call, ...] = (
             e.BadCall: _EXTENTS + "names more blocks than the registry holds, or sectors that there are not",
             e.NotInCore: "a block is not in the registry",
             e.BadCapability: "a page is not the caller's to write",
+            e.LimitReached: _SHARE,
         },
     ),
     Call(

@@ -47,7 +47,7 @@ from xok_host.kernel.capability import TREE, Capability
 from xok_host.kernel.env import MAX_PAGE_PINS, MAX_PAGES, MAX_PINS, MAX_WRITE_TREES, Environment
 from xok_host.kernel.pages import DATA
 from xok_host.kernel.tables import REGISTRY_ENTRIES
-from xok_host.kernel.xn import bind, order, txn, types, udf
+from xok_host.kernel.xn import apply, bind, order, txn, types, udf
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, FLAG_TEMPORARY, check_name
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import Cached
@@ -122,6 +122,8 @@ class Dispatch:
             raise LimitReached(f"{most} unpublished pages in one environment")
         if capability not in env.trees and len(env.trees) >= MAX_WRITE_TREES:
             raise LimitReached(f"pages for {MAX_WRITE_TREES} trees in one environment: let another write the others")
+        if len(env.pages) + count + len(env.unsettled) > pages.limit * 3 // 4:
+            apply.check_share(self._kernel, env, len(env.pages) + count)
         access = self._kernel.access_by_capability(capability)
         given = pages.alloc_run(pages.arena(access, env.id, DATA), count)
         env.pages.update(given)
@@ -197,6 +199,7 @@ class Dispatch:
                 raise NoSpace(f"no {count} free blocks in a row", r0=device.waiting_frees)
         elif not device.freemap.is_free(db, count):
             raise NotFree(f"not all of {count} blocks at {db} are free")
+        apply.check_share(kernel, env, count)
         if not kernel.make_room(count):
             raise LimitReached("the registry is full")
         tree = kernel.new_capability_id()
@@ -226,6 +229,7 @@ class Dispatch:
             entry.parent_da = disk_address(device.number, db)
             entry.linked = entry.anchored = False
             entry.durable = 0
+            apply.charge(env, entry)
             entry.dirty = ALL_SECTORS
             entry.sequence = 1
             if not xtype.data:
@@ -537,7 +541,9 @@ class Dispatch:
                 if entry.writer != env.id:
                     raise BadCapability(f"the page of block {block} is not the caller's to write")
                 found.append((entry, mask or ALL_SECTORS))
+        apply.check_share(self._kernel, env, len({entry for entry, _ in found if apply.adds(env, entry)}))
         for entry, mask in found:
+            apply.charge(env, entry)
             entry.dirty |= mask
             entry.sequence += 1
             device.registry.renew(entry)

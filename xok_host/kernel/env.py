@@ -40,6 +40,8 @@ class Environment:
     alive: bool = True
     group: Any = None
     """The chain of entries that the last one submitted belongs to."""
+    unsettled: dict[Any, None] = field(default_factory=dict)
+    """Registry entries that it changed or allocated, oldest first; those that may leave by now are dropped at need."""
     locks: set[Any] = field(default_factory=set)
     """Registry entries on which it holds a lock or waits for one."""
 

@@ -63,6 +63,8 @@ class Kernel:
         self.pages = Pages(memory)
         self.pages.reclaim = self._reclaim_page
         self.pages.reclaim_chunk = self._reclaim_chunk
+        self.share = min(nentries, self.pages.limit) * 3 // 4
+        """Blocks that one environment may keep in core by changing them (`apply.check_share`)."""
         self.locks = Locks(self)
         self.devices: dict[int, Device] = {}
         self.starting: dict[int, Device] = {}
@@ -102,6 +104,9 @@ class Kernel:
         for page in env.pages:
             self.pages.drop(page)
         env.pages.clear()
+        for entry in env.unsettled:
+            entry.charged = None
+        env.unsettled.clear()
         self.pages.environment_died(env.id)
         for entry in self.registry.cached.values():
             if entry.writer == env.id:

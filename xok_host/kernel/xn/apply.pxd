@@ -6,6 +6,7 @@ from xok_host.kernel.xn.shadow cimport Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types cimport XnType
 
 
+cpdef charge(object env, Cached entry)
 cpdef reserve(Transaction t)
 cpdef apply(Transaction t)
 cdef Access child_access(Transaction t, Shadow shadow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import cython
@@ -20,6 +21,8 @@ from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, Move, Sh
 from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
+    from xok_host.kernel.env import Environment
+    from xok_host.kernel.kernel import Kernel
     from xok_host.kernel.xn.device import Device
 
 _READING = int(Flag.READING)
@@ -29,11 +32,73 @@ _ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
 
 
+LOOK = 256
+"""Entries of an environment's share that a call looks at, beside as many as it adds: those that settled leave it."""
+
+
+def charge(env: Environment, entry: Cached) -> None:
+    """Count the block in the environment's share, before it changes it.  It is in one share until it is settled."""
+    held = entry.charged
+    if held is env:
+        return
+    if held is not None:
+        if not entry.settled():
+            return
+        del held.unsettled[entry]
+    entry.charged = env
+    env.unsettled[entry] = None
+
+
+def check_share(kernel: Kernel, env: Environment, count: cython.long) -> None:
+    """Room in the environment's share for `count` blocks more: three quarters of what is in core are the most that can
+    be kept there by what one environment did, so that others have room.  Raises LimitReached, naming a block."""
+    mine = env.unsettled
+    most: cython.long = kernel.share
+    if len(mine) + count <= most:
+        return
+    for entry in list(islice(mine, count + LOOK)):
+        del mine[entry]
+        if entry.settled():
+            entry.charged = None
+            if len(mine) + count <= most:
+                return
+        else:
+            mine[entry] = None  # looked at again after all others
+    first = next((entry.db for entry in islice(mine, LOOK) if entry.dirty), next(iter(mine)).db if mine else 0)
+    raise LimitReached(
+        f"{len(mine)} blocks, of {most} that one environment may keep in core, wait to be durable: write back and "
+        f"flush some, such as block {first}",
+        r0=first,
+    )
+
+
+def adds(env: Environment, entry: Cached | None) -> cython.bint:
+    """Whether the block, when the environment changes it, is one more that cannot leave because of it."""
+    return entry is None or entry.charged is not env or entry.settled()
+
+
+def _added(t: Transaction) -> int:
+    """Blocks that the transaction adds to its environment's share."""
+    device, env = t.device, t.env
+    assert device is not None
+    added = 0
+    for shadow in t.shadows.values():
+        added += bool(shadow.changed) and not shadow.fresh and adds(env, shadow.entry)
+    for move in t.allocs:
+        added += move.count
+    for move in t.publishes:
+        for db in range(move.db, move.db + move.count):
+            added += adds(env, device.get(db))
+    return added
+
+
 def reserve(t: Transaction) -> None:
-    """Everything that could still fail: pages and places in the registry (TXN-1)."""
+    """Everything that could still fail: pages, places in the registry, the environment's share (TXN-1)."""
     device = t.device
     assert device is not None
     if not t.allocs and not t.publishes and not copies(t):
+        if len(t.env.unsettled) + len(t.shadows) > t.kernel.share:
+            check_share(t.kernel, t.env, _added(t))
         return
     needed = 0
     for move in t.allocs:
@@ -58,6 +123,9 @@ def reserve(t: Transaction) -> None:
         if move.flags & _PAGES:
             check_own_pages(t, move.page, move.count, child_access(t, move.touched.shadow))
     check_pages_once(t)
+    most_added = len(t.shadows) + sum([move.count for move in t.publishes]) + needed
+    if len(t.env.unsettled) + most_added > t.kernel.share:
+        check_share(t.kernel, t.env, _added(t))
     involved = _involved(t)
     for entry in involved:
         entry.busy = True
@@ -198,6 +266,7 @@ def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
             child.linked = False
         child.access = access
         child.durable = 0
+        charge(t.env, child)
         page = NO_PAGE
         if move.flags & _PAGES:
             page = move.page + index
@@ -241,6 +310,7 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
     changed: cython.int = shadow.changed
     sector: cython.int
     touched: Touched
+    charge(t.env, entry)
     if shadow.copy_to != NO_PAGE:
         pages.view(shadow.copy_to)[:] = shadow.bytes
         device.set_page(entry, shadow.copy_to)
@@ -271,6 +341,7 @@ def apply_publish(t: Transaction, device: Device, move: Move) -> None:
             entry = device.new_entry(move.db + index, device.data_type(), access)
             device.set_parent(entry, parent, move.touched.part)
             device.insert(entry)
+        charge(t.env, entry)
         if entry.flags & _READING and entry.landing == entry.page:
             device.pages.hold(entry.landing)  # the read still ends there, and is forgotten then
         device.set_page(entry, page)

@@ -153,6 +153,9 @@ class Device:
             entry.taint = [0] * SECTORS
         if entry.xtype is not None:
             entry.xtype.cached -= 1
+        if entry.charged is not None:
+            del entry.charged.unsettled[entry]
+            entry.charged = None
         self.kernel.locks.entry_gone(entry)
         self.registry.remove(entry)
         if entry.page != NO_PAGE and not entry.flags & _READING:

@@ -3,7 +3,7 @@ cimport cython
 
 
 cdef class Cached:
-    cdef public object device, xtype, access, child_access, parent, will_free
+    cdef public object device, xtype, access, child_access, parent, will_free, charged
     cdef public object memo, changed, taint, kids, fresh, waits, waiters, flights, deferred, readers
     cdef public object lock_holders, lock_queue
     cdef public unsigned long long db, key, page, landing, tree, parent_da, sequence, link_sequence
@@ -14,6 +14,7 @@ cdef class Cached:
     cpdef become_metadata(self)
     cpdef bint attached(self)
     cpdef bint evictable(self)
+    cpdef bint settled(self)
 
 
 cdef class Registry:

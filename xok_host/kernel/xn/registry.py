@@ -65,6 +65,7 @@ class Cached:
         "anchored",
         "busy",
         "changed",
+        "charged",
         "child_access",
         "counted",
         "db",
@@ -143,6 +144,8 @@ class Cached:
         self.sequence = 0
         self.total_taint = 0
         self.will_free: Any = None
+        self.charged: Any = None
+        """The environment in whose share it is counted while it cannot leave (`apply.charge`)."""
         self.lock = 0
         # Plain data, of which there is most, needs few of these: they are made when they are first used.
         self.changed: Any = _NO_SECTORS
@@ -190,16 +193,21 @@ class Cached:
 
     def evictable(self) -> cython.bint:
         """Nothing would be lost or left hanging if the entry went away."""
-        return not (
-            self.dirty | self.in_flight | self.written
-            or self.pins
+        return self.settled() and not (
+            self.pins
             or self.lock
             or self.lock_queue
-            or self.total_taint
             or self.waiters
             or self.readers
             or self.busy
             or self.flags & _READING
+        )
+
+    def settled(self) -> cython.bint:
+        """All of it is durable, and the disk leads to it: nothing that was done to it keeps it in core."""
+        return not (
+            self.dirty | self.in_flight | self.written
+            or self.total_taint
             or self.durable != ALL_SECTORS
             or (self.flags & _META and not (self.anchored and self.attached()))
         )
