@@ -7,11 +7,11 @@ import struct
 
 import pytest
 from test_xn_crash import Anarchist
-from toy import DEV, Toy, da
+from toy import DEV, Sector, Toy, da
 
-from xok_host.abi.calls import OP_HEADER, VECTOR_HEADER, CallNumber, OpFlag, OpKind, pack_extents
+from xok_host.abi.calls import OP_HEADER, VECTOR_HEADER, CallNumber, OpFlag, OpKind, pack_extents, pack_transaction
 from xok_host.abi.channel import Entry
-from xok_host.abi.errors import LimitReached
+from xok_host.abi.errors import BadCall, BadCapability, LimitReached
 from xok_host.abi.types import TYPE_XN_DB, Right
 from xok_host.kernel.capability import ADDRESS, TREE, Capability
 from xok_host.kernel.local import LocalXok
@@ -197,3 +197,45 @@ def test_one_environment_cannot_fill_the_cache_with_what_cannot_leave_it(flags: 
             toy.durable(toy.root)
     local.sync()
     assert local.kernel.devices[DEV].dirty_blocks == []
+
+
+def test_a_block_named_twice_leaves_the_registry_once(toy: Toy) -> None:
+    blocks = [toy.add_data(toy.root, 1, b"x") for _ in range(2)]
+    toy.durable(*blocks)
+    toy.durable(toy.root)
+    extents = [(blocks[0], 1, 0), (blocks[1], 1, 0), (blocks[0], 1, 0)]
+    assert toy.env.call("delete_attr", DEV, data=pack_extents(extents)).r0 == 2
+    toy.env.call("insert_and_read", da(toy.root), cap=toy.cap, data=pack_extents([(block, 1, 1) for block in blocks]))
+
+
+def test_lists_longer_than_what_there_is_are_refused_before_they_are_read(toy: Toy) -> None:
+    """Page numbers that nobody has, and extents of nothing, as many as operands may hold."""
+    assert toy.code("page_free", data=bytes(8 * 500_000)) is BadCapability
+    for call in ("writebackv", "mark_dirty"):
+        assert toy.code(call, DEV, data=pack_extents([(1, 0, 0)] * 100_000)) is BadCall
+
+
+def test_a_read_that_finds_no_place_leaves_its_type_as_it_was() -> None:
+    small = Toy(LocalXok(4096, max_chunks=16, entries=64))
+    node = small.add_node(small.root, 1)
+    small.local.sync()
+    device = small.local.kernel.devices[DEV]
+    device.forget(device.get(node))
+    others = [small.env, small.local.environment(roots=["toy"])]
+    for sector, env in enumerate(others, 2):
+        count = 30 if sector == 2 else 64 - len(device.registry.cached)
+        start = small.free_block(count)
+        op = small.modify(
+            small.root,
+            sector,
+            Sector([(start, count, TYPE_XN_DB, 0)]),
+            OpKind.ALLOC,
+            db=start,
+            count=count,
+            type=TYPE_XN_DB,
+        )
+        env.call("transact", cap=next(h.index for h in env.caps if h.name == "toy"), data=pack_transaction([op]))
+    before = device.types[small.type].cached
+    with pytest.raises(LimitReached):
+        small.env.call("insert_and_read", da(small.root), cap=small.cap, data=pack_extents([(node, 1, 1)]))
+    assert device.types[small.type].cached == before

@@ -80,6 +80,32 @@ def test_a_holder_is_told_once_of_each_waiter(toy: Toy, other: LocalEnvironment)
     assert other.wait(waiting).code == 0
 
 
+def test_a_turn_does_not_look_at_all_who_wait(toy: Toy, other: LocalEnvironment) -> None:
+    """Before the first deadline a tick touches nothing; the first deadline is found again after each."""
+    locks = toy.local.kernel.locks
+    blocks = [toy.add_data(toy.root, 1, b"x") for _ in range(3)]
+    cookies = []
+    for block in blocks:
+        other.wait(lock(other, block, EXCLUSIVE))
+        cookies.append(lock(toy.env, block, EXCLUSIVE))
+        toy.local.tick(0.5)
+
+    class Untouched(set):  # type: ignore[type-arg]
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            raise AssertionError("looked at")
+
+    waiting = locks._waiting
+    locks._waiting = Untouched(waiting)
+    toy.local.tick(0.4)
+    locks._waiting = waiting
+    for cookie in cookies:
+        first = locks.next_deadline()
+        assert first is not None
+        toy.local.tick((first - toy.local.now) / 1e9)
+        assert toy.env.wait(cookie).code == 0
+    assert locks.next_deadline() is None
+
+
 def test_waiters_are_served_in_order_and_each_has_its_time(toy: Toy, other: LocalEnvironment) -> None:
     third = toy.local.environment(roots=["toy"], name="third")
     toy.env.wait(lock(toy.env, toy.root, EXCLUSIVE))

@@ -133,6 +133,8 @@ class Dispatch:
     def page_free(self, env: Environment, call: Entry) -> Result:
         if len(call.data) % 8:
             raise BadCall("page numbers have 8 bytes each")
+        if len(call.data) > 8 * len(env.pages):
+            raise BadCapability("these are more pages than the caller has")
         numbers = [number for (number,) in struct.iter_unpack("<Q", call.data)]
         if len(set(numbers)) != len(numbers) or not env.pages.issuperset(numbers):
             raise BadCapability("a page is not an unpublished one of the caller's")
@@ -444,7 +446,8 @@ class Dispatch:
         device = self._kernel.device(call.a0)
         extents = unpack_extents(call.data)
         bind.check_extents(device, extents)
-        found = []
+        found: dict[Cached, None] = {}
+        """Each once, however often it is named."""
         for db, count, _ in extents:
             for block in range(db, db + count):
                 entry = device.get(block)
@@ -452,7 +455,7 @@ class Dispatch:
                     continue
                 if not entry.evictable() or entry.flags & _ROOT:
                     raise InUse(f"block {block} is dirty, pinned, locked, in flight, or a root")
-                found.append(entry)
+                found[entry] = None
         for entry in found:
             device.forget(entry)
         return len(found), 0, b""
@@ -672,8 +675,9 @@ def _reservation(entry: CatalogueEntry | None, env: Environment) -> int:
 
 
 def _bounded(extents: bind.Extents) -> bind.Extents:
-    """Extents of blocks in core, of which nobody can name more than there are; repetitions would keep xokd busy."""
-    total = sum(count for _, count, _ in extents)
+    """Extents of blocks in core, of which nobody can name more than there are; repetitions, and extents of nothing,
+    would keep xokd busy."""
+    total = sum(max(count, 1) for _, count, _ in extents)
     if total > REGISTRY_ENTRIES:
         raise BadCall(f"{total} blocks, at most {REGISTRY_ENTRIES} in a call")
     return extents

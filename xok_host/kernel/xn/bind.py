@@ -110,12 +110,11 @@ def bind(
                 entry = device.new_entry(block, None, access)
                 _adopt(device, entry, parent, part, udf.kind_of(owned[part], block))
                 try:
-                    page = device.pages.alloc(device.pages.arena(access))
+                    _start(device, entry, device.pages.alloc(device.pages.arena(access)), pending)
                 except XokError:
                     assert entry.xtype is not None
                     entry.xtype.cached -= 1
                     raise
-                _start(device, entry, page, pending)
                 started += 1
                 continue
             if entry.flags & _QUARANTINE:
