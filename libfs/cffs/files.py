@@ -262,7 +262,7 @@ class Files(Renaming):
     def write(self, ino: int, offset: int, data: bytes) -> int:
         """Put `data` into the overlay; visible at once to every read.  Raises ENOSPC, EFBIG, EISDIR."""
         node = self.nodes.get(ino) or self.node(ino)
-        if self.locks.get(node.home >> 5) != EXCLUSIVE:
+        if self.locks.get(self.rules.lock_of(self, node.home >> 5)) != EXCLUSIVE:
             self.check_writable()
             self.lock(node.home >> 5, EXCLUSIVE)
         size = len(data)

@@ -76,7 +76,8 @@ class CFFS(Growing):
             rights = next((info.rights for info in env.caps if info.index == cap), 0)
             writable = bool(rights & Right.WRITE)
         fs = cls(env, dev, name, cap, da_block(mounted.r0), rules, writable=writable, grouping=grouping, clock=clock)
-        fs._drive(fs.recover_steps())
+        if rules.is_alone(fs):
+            fs._drive(fs.recover_steps())
         return fs
 
     @staticmethod
@@ -311,7 +312,7 @@ class CFFS(Growing):
         So a writer never waits for a reader that waits for the writer.
         """
         if self.locks.pop(block, None):
-            inos = [node.ino for node in self.nodes.values() if node.home >> 5 == block]
+            inos = [node.ino for node in self.nodes.values() if self.rules.goes_with(self, node, block)]
             self.forget_block(block)
             for ino in inos:
                 self.on_invalidate(ino)
@@ -325,7 +326,7 @@ class CFFS(Growing):
                 yield from self.synchronise_steps()
                 self.return_unused_pages()
             else:
-                inos = [node.ino for node in self.nodes.values() if node.home >> 5 == block]
+                inos = [node.ino for node in self.nodes.values() if self.rules.goes_with(self, node, block)]
                 yield from self.let_go([block], mode)
                 for ino in inos:
                     self.on_invalidate(ino)

@@ -10,6 +10,8 @@ RULES-2  A directory's table changes in a crossing of its own (names.gain_block)
 RULES-3  A name that was taken away crosses before the same name is given again, since nobody says in which order
          two sectors of a bucket cross.
 RULES-4  An inode crosses with a ctime that the method takes: one that waited for long gets the present time.
+RULES-5  One lock, on the root extent, stands for all: who has it exclusively may change the volume, and before it is
+         let go everything has crossed, and no name is a ghost that others would see.
 """
 
 from __future__ import annotations
@@ -48,6 +50,25 @@ class OneWriter:
 
     def __init__(self, directory_type: int, node_type: int) -> None:
         self.directory_type, self.file_node_type = directory_type, node_type
+
+    def lock_of(self, volume: Any, block: int) -> int:
+        """The block whose lock stands for what `block` is to be locked for."""
+        return block
+
+    def goes_with(self, volume: Any, node: Node, block: int) -> bool:
+        """Whether an inode may be kept in core only while the lock on `block` is held."""
+        return node.home >> 5 == block
+
+    def table_goes_with(self, volume: Any, node: Node, block: int) -> bool:
+        """The same of what is loaded of a directory."""
+        return node.ino >> 5 == block
+
+    def lock_went(self, volume: Any, block: int) -> None:
+        """A lock is no longer held, not even shared."""
+
+    def is_alone(self, volume: Any) -> bool:
+        """At mount: whether what the orphan list has is nobody's."""
+        return True
 
     def node_type(self, node: Node) -> int:
         """The type of an inode's extent nodes."""
@@ -97,6 +118,37 @@ class Sharing(OneWriter):
         self.map_type = map_type
         self._taken: set[tuple[int, bytes]] = set()
         """Names that left their sectors since the overlay crossed last."""
+
+    # ---- RULES-5
+
+    def lock_of(self, volume: Any, block: int) -> int:
+        return volume.root_block  # type: ignore[no-any-return]
+
+    def goes_with(self, volume: Any, node: Node, block: int) -> bool:
+        return True
+
+    def table_goes_with(self, volume: Any, node: Node, block: int) -> bool:
+        return True
+
+    def lock_went(self, volume: Any, block: int) -> None:
+        """Others may change every home and parent now, but those of what nobody else can find: an open file without a
+        name; and if the lock was taken from us, what XN has yet to refuse."""
+        kept = {volume.root_block: volume.root_ino}
+        needed = {db for ghost in volume.ghosts for db in (ghost.key >> 3, ghost.node.ino >> 5)}
+        needed |= {key >> 3 for key in volume.overlay} | {ino >> 5 for ino in volume.dirty}
+        for db in needed:
+            while db not in kept and db in volume.homes:
+                kept[db] = volume.homes[db]
+                db = kept[db] >> 5
+        volume.homes = kept
+        volume.parents.clear()
+        volume.hidden.clear()
+
+    def is_alone(self, volume: Any) -> bool:
+        entry = volume.env.registry.lookup(volume.dev << 44 | volume.root_block)
+        return entry is not None and not entry.lock
+
+    # ---- the types
 
     def node_type(self, node: Node) -> int:
         return self.map_type if node.is_directory else self.file_node_type

@@ -181,9 +181,10 @@ class Settling(Crossing):
 
     def let_go(self, blocks: Sequence[int], mode: int = EXCLUSIVE) -> Steps:
         """Cross everything, then release locks (or keep shared ones, when others want to share)."""
-        if self.ghosts:
-            yield from self.synchronise_steps()
         self.cross()
+        if self.ghosts or self.quarantine:
+            yield from self.synchronise_steps()
+            self.cross()
         calls: list[Call] = []
         for block in blocks:
             held = self.locks.get(block)

@@ -397,6 +397,7 @@ class Volume:
 
     def lock(self, block: int, mode: int) -> None:
         """Make sure that the registry lock on a directory block is held.  Raises NotInCore."""
+        block = self.rules.lock_of(self, block)
         if self.locks.get(block, 0) >= mode:
             return
         if block in self.new_blocks:
@@ -412,14 +413,18 @@ class Volume:
 
         With `readers_stay` a shared lock remains, and only the right to change goes.
         """
+        rules = self.rules
         for node in list(self.nodes.values()):
-            directory = node.directory
-            if directory is not None and (node.ino >> 5 == block or node.home >> 5 == block):
+            directory, mine = node.directory, rules.table_goes_with(self, node, block)
+            kept_by_home = rules.goes_with(self, node, block)
+            if directory is not None and (mine or kept_by_home):
                 directory.writable = False
-                if not readers_stay and node.ino >> 5 == block:
+                if not readers_stay and mine:
                     node.directory = None
-            if not readers_stay and node.home >> 5 == block and node.ino not in self.dirty and not node.ghosts:
+            if not readers_stay and kept_by_home and node.ino not in self.dirty and not node.ghosts:
                 del self.nodes[node.ino]
+        if not readers_stay:
+            rules.lock_went(self, block)
 
     # ---- pages and space
 
