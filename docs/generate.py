@@ -36,6 +36,7 @@ GROUPS = (
     ("Locks", 60, 61),
     ("One operation", 62, 69),
     ("Packet filters", 70, 79),
+    ("Errors and patch programs", 80, 89),
 )
 """Headings of the reference, with the call numbers under each."""
 

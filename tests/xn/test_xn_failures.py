@@ -43,12 +43,13 @@ from xok_host.abi.ops import (
 from xok_host.abi.template import Template
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB, Flag, LockMode, Right, disk_address
 from xok_host.abi.udf import META, NEW, Function, load
-from xok_host.kernel.capability import ADDRESS, Capability
+from xok_host.kernel.capability import ADDRESS, TREE, Capability
 from xok_host.kernel.env import MAX_LOCKS, MAX_PENDING, MAX_PINS
 from xok_host.kernel.kernel import Kernel
 from xok_host.kernel.local import LocalXok
 from xok_host.kernel.request import IoOp
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, MAX_NAMES_OF_USER
+from xok_host.kernel.xn.patching import MAX_PATCHED, Patching
 
 Trigger = Callable[[Toy], object]
 TRIGGERS: dict[tuple[str, type[e.XokError]], Trigger] = {}
@@ -71,6 +72,89 @@ def simply(name: str, error: type[e.XokError], *scalars: int, data: bytes = b"",
     trigger(name, error)(
         lambda toy: toy.env.call(name, *scalars, data=data, cap=toy.cap if cap is None else cap, out_bytes=1 << 16)
     )
+
+
+# ---- patch programs
+
+
+def patching(toy: Toy) -> Patching:
+    """A session on the tree, as a host that has stopped the disk begins one."""
+    toy.local.sync()
+    report = toy.local._reconstruct("toy", {})
+    session = toy.local.patching.session = Patching(report, "toy", toy.local.disk.read_block)
+    return session
+
+
+def unreadable(db: int) -> bytes:
+    raise e.MediaError(f"block {db}")
+
+
+simply("read_errors", e.NotFound, DEV, data=b"nothing")
+simply("read_errors", e.BadCall, DEV, data=b"")
+simply("patch_read", e.NotAllowed, da(1))
+simply("patch_write", e.NotAllowed, da(1), data=b"x")
+
+
+@trigger("read_errors", e.BadCapability)
+def _(toy: Toy) -> None:
+    toy.env.call("read_errors", DEV, data=b"toy", cap=99)
+
+
+@trigger("patch_read", e.BadCapability)
+def _(toy: Toy) -> None:
+    patching(toy)
+    toy.env.call("patch_read", da(toy.root), cap=99, out_bytes=BLOCK)
+
+
+@trigger("patch_write", e.BadCapability)
+def _(toy: Toy) -> None:
+    patching(toy)
+    reader = Capability(TREE, toy.local.kernel.devices[DEV].catalogue.find("toy").entry.capability, Right.READ, "toy")
+    toy.local.environment([reader]).call("patch_write", da(toy.root), cap=1, data=b"x")
+
+
+@trigger("patch_read", e.NotOwned)
+def _(toy: Toy) -> None:
+    data = toy.add_data(toy.root, 1, b"x")
+    patching(toy)
+    toy.env.call("patch_read", da(data), cap=toy.cap, out_bytes=BLOCK)
+
+
+@trigger("patch_write", e.NotOwned)
+def _(toy: Toy) -> None:
+    patching(toy)
+    toy.env.call("patch_write", da(1), cap=toy.cap, data=b"x")
+
+
+@trigger("patch_read", e.BadCall)
+def _(toy: Toy) -> None:
+    patching(toy)
+    toy.env.call("patch_read", da(toy.root), cap=toy.cap, out_bytes=BLOCK - 1)
+
+
+@trigger("patch_write", e.BadCall)
+def _(toy: Toy) -> None:
+    patching(toy)
+    toy.env.call("patch_write", da(toy.root) + BLOCK - 1, cap=toy.cap, data=b"xy")
+
+
+@trigger("patch_write", e.LimitReached)
+def _(toy: Toy) -> None:
+    session = patching(toy)
+    session.patches = {-number: b"" for number in range(1, MAX_PATCHED + 1)}
+    toy.env.call("patch_write", da(toy.root), cap=toy.cap, data=b"x")
+
+
+@trigger("patch_read", e.MediaError)
+def _(toy: Toy) -> None:
+    patching(toy)._read = unreadable
+    toy.env.call("patch_read", da(toy.root), cap=toy.cap, out_bytes=BLOCK)
+
+
+@trigger("patch_write", e.MediaError)
+def _(toy: Toy) -> None:
+    patching(toy)._read = unreadable
+    toy.env.call("patch_write", da(toy.root), cap=toy.cap, data=b"x")
 
 
 ROWS = [(call.name, error) for call in CALLS for error in call.fails]

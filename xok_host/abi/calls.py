@@ -59,6 +59,9 @@ class CallNumber(IntEnum):
     SWAP = 68
     FILTER_INSERT = 70
     FILTER_REMOVE = 71
+    READ_ERRORS = 80
+    PATCH_READ = 81
+    PATCH_WRITE = 82
 
 
 class OpKind(IntEnum):
@@ -235,3 +238,72 @@ class CatalogueEntry:
     def unpack(cls, data: bytes) -> CatalogueEntry:
         name, *rest = CATALOGUE_ENTRY.unpack(data)
         return cls(name.rstrip(b"\0").decode(), *rest)
+
+
+class ErrorKind(IntEnum):
+    """What reconstruction finds wrong (4.5)."""
+
+    OVER_COUNT = 1
+    """A count above the number of references: benign."""
+    UNDER_COUNT = 2
+    """A count below the number of references."""
+    DANGLING = 3
+    """A reference to what is no element with a count."""
+    DOUBLE = 4
+    """A block that is owned twice."""
+    RANGE = 5
+    """An extent outside the disk, or in XN's own structures."""
+    TYPE = 6
+    """A block of a type that does not exist, or a type that cannot be loaded."""
+    UDF = 7
+    """A partition of which the type's functions say nothing valid."""
+    UNREADABLE = 8
+    """A block that the disk does not give."""
+    FREE_MAP = 9
+    """A sector of XN's own free map."""
+
+    @property
+    def word(self) -> str:
+        return self.name.lower().replace("_", "-") if self is not ErrorKind.FREE_MAP else "free map"
+
+
+FOUND_ERROR_FIELDS = Structure(
+    "error",
+    u32("kind", "ErrorKind"),
+    u32("part", "UDF: the partition"),
+    u64("db", "the block that it is about"),
+    u64("parent", "the metadata block that says so; 0: the root catalogue"),
+    u64("da", "the element, of counts and references; else 0"),
+    u64("count", "what the element counts; RANGE: blocks of the extent"),
+    u64("references", "what it should count"),
+)
+FOUND_ERROR = struct.Struct("<2I5Q")
+assert FOUND_ERROR.size == FOUND_ERROR_FIELDS.size
+
+
+@dataclass(slots=True, frozen=True)
+class FoundError:
+    """One line of the error log, as READ_ERRORS gives it."""
+
+    kind: ErrorKind
+    db: int
+    parent: int = 0
+    da: int = 0
+    count: int = 0
+    references: int = 0
+    part: int = 0
+
+    def pack(self) -> bytes:
+        return FOUND_ERROR.pack(
+            self.kind, self.part, self.db, self.parent, self.da, self.count & (1 << 64) - 1, self.references
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview) -> FoundError:
+        kind, part, db, parent, da, count, references = FOUND_ERROR.unpack(data)
+        return cls(ErrorKind(kind), db, parent, da, count, references, part)
+
+
+def unpack_errors(data: bytes) -> list[FoundError]:
+    """What READ_ERRORS gives."""
+    return [FoundError.unpack(data[at : at + FOUND_ERROR.size]) for at in range(0, len(data), FOUND_ERROR.size)]

@@ -184,7 +184,7 @@ CALLS: tuple[Call, ...] = (
             e.NotFound: "there is no such device or root",
             e.BadCall: _BAD_NAME,
             e.BadCapability: "the capability is not the tree's",
-            e.NotClean: "reconstruction tainted the tree",
+            e.NotClean: "reconstruction tainted the tree: it must be repaired first",
             e.WrongType: "the root's type is not in use: type_mount it",
             e.InUse: "a block of it is in quarantine and being read: try again",
             e.LimitReached: "the registry is full of blocks that cannot go",
@@ -549,6 +549,51 @@ CALLS: tuple[Call, ...] = (
         fails={
             e.NotAllowed: "xokd was started without a network",
             e.NotFound: "the caller has no such filter",
+        },
+    ),
+    Call(
+        _C.READ_ERRORS,
+        ("dev", "first"),
+        data=_NAME,
+        capability="READ on the tree",
+        gives="r0: errors found in the tree, r1: of them in the log; data: FoundError records from the first asked "
+        "for, as many as there is room for",
+        doc="The error log of the last reconstruction, of one tree (4.5).",
+        fails=_DEVICE
+        | {
+            e.NotFound: "there is no such device or root",
+            e.BadCall: _BAD_NAME,
+            e.BadCapability: "the capability is not the tree's",
+        },
+    ),
+    Call(
+        _C.PATCH_READ,
+        ("da",),
+        capability="READ and WRITE on the tree that is being patched",
+        gives="r0: the type of the block; data: its 4096 bytes, with what has been written so far",
+        doc="A metadata block of the tree being patched: for its patch program, while the disk is in no other use.",
+        fails={
+            e.NotAllowed: "no tree is being patched on that device",
+            e.BadCapability: "the capability is not that of the tree being patched",
+            e.NotOwned: "reconstruction found no metadata of the tree there",
+            e.BadCall: "there is no room for a block of results",
+            e.MediaError: "the device failed to read",
+        },
+    ),
+    Call(
+        _C.PATCH_WRITE,
+        ("da",),
+        data="bytes",
+        capability="READ and WRITE on the tree that is being patched",
+        doc="Propose bytes for a metadata block, from `da` on.  They reach the disk when the program has ended with "
+        "status 0 and a new walk over everything finds the tree sound; or not at all.",
+        fails={
+            e.NotAllowed: "no tree is being patched on that device",
+            e.BadCapability: "the capability is not that of the tree being patched",
+            e.NotOwned: "reconstruction found no metadata of the tree there",
+            e.BadCall: "there are no bytes, or they reach beyond the block",
+            e.LimitReached: "4096 blocks have been written to",
+            e.MediaError: "the device failed to read",
         },
     ),
 )

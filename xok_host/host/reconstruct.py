@@ -4,56 +4,140 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from xok_host.abi.errors import MediaError
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS
 from xok_host.host.disk import Disk, drain
 from xok_host.kernel.xn import recover
+from xok_host.kernel.xn.walk import Answers, Steps
 
-READ_AHEAD = 64
-"""Blocks brought in at once: trees are mostly laid out in order."""
-CACHED_RUNS = 1024
+MAX_GAP = 4
+"""Blocks that nobody asked for, read because that is quicker than two requests."""
+MAX_RUN = 256
+"""Blocks of one request."""
+IN_FLIGHT = 128
+"""Requests that the disk is given at once: fewer than the smallest queue of an engine."""
+Progress = Callable[[recover.Report], None]
 
 
 class BlockReader:
-    """Reads single blocks, one after another, for the walk.  Raises MediaError."""
+    """Reads for the walk: what lies together in one request, and all requests of a batch at once.
+
+    The memory is used again for the next batch."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._runs: dict[int, bytes] = {}
+        self._memory = memoryview(b"")
+
+    def many(self, wanted: list[int]) -> Answers:
+        """What the blocks, which are sorted, hold: bytes, or MediaError, for each."""
+        runs = _runs(wanted)
+        size = sum(count for _, count in runs) * BLOCK
+        if self._memory.nbytes < size:
+            self._memory = memoryview(mmap.mmap(-1, size))
+        errors = [0] * len(runs)
+        buffers = []
+        at = 0
+        for number, (first, count) in enumerate(runs):
+            view = self._memory[at : at + count * BLOCK]
+            at += view.nbytes
+            buffers.append(view)
+            self._disk.read(first * SECTORS, [view], lambda errno, number=number: errors.__setitem__(number, errno))  # type: ignore[misc]
+            _keep_bounded(self._disk)
+        drain(self._disk)
+        out: list[bytes | MediaError] = []
+        number = 0
+        for db in wanted:
+            while db >= sum(runs[number]):
+                number += 1
+            first, count = runs[number]
+            if not errors[number]:
+                out.append(bytes(buffers[number][(db - first) * BLOCK : (db - first + 1) * BLOCK]))
+            elif count == 1:
+                out.append(MediaError(f"block {db} cannot be read: {os.strerror(errors[number])}"))
+            else:
+                out += self.many([db])  # which of them it is
+        return out
 
     def __call__(self, db: int) -> bytes:
-        run = db // READ_AHEAD
-        data = self._runs.get(run)
-        if data is None:
-            if len(self._runs) >= CACHED_RUNS:
-                self._runs.pop(next(iter(self._runs)))
-            data = self._runs[run] = self._read(run)
-        at = db % READ_AHEAD * BLOCK
-        return data[at : at + BLOCK]
-
-    def _read(self, run: int) -> bytes:
-        first = run * READ_AHEAD
-        count = min(READ_AHEAD, self._disk.nblocks - first)
-        memory = mmap.mmap(-1, count * BLOCK)
-        errors: list[int] = []
-        self._disk.read(first * SECTORS, [memoryview(memory)], errors.append)
-        drain(self._disk)
-        if errors[0]:
-            raise MediaError(f"blocks {first} to {first + count - 1} cannot be read: {os.strerror(errors[0])}")
-        return bytes(memory)
+        """One block.  Raises MediaError."""
+        (block,) = self.many([db])
+        if isinstance(block, MediaError):
+            raise block
+        return block
 
 
-def examine(disk: Disk) -> recover.Report:
+def _keep_bounded(disk: Disk) -> None:
+    if disk.in_flight() >= IN_FLIGHT:
+        drain(disk)
+
+
+def _runs(wanted: list[int]) -> list[tuple[int, int]]:
+    """(first block, blocks) of the requests for blocks that are sorted."""
+    runs: list[tuple[int, int]] = []
+    first = end = -1
+    for db in wanted:
+        if first >= 0 and db - end <= MAX_GAP and db - first < MAX_RUN:
+            end = db + 1
+            continue
+        if first >= 0:
+            runs.append((first, end - first))
+        first, end = db, db + 1
+    if first >= 0:
+        runs.append((first, end - first))
+    return runs
+
+
+class Examination:
+    """A reconstruction in steps, between which a host may do other things.  Changes nothing on the disk."""
+
+    def __init__(self, disk: Disk, *, watch: str = "", patches: Mapping[int, bytes] | None = None) -> None:
+        self._read = BlockReader(disk)
+        self._steps: Steps = recover.reconstruction(disk.nblocks, watch=watch, patches=patches, began=self._began)
+        self._wanted: list[int] | None = None
+        self.report: recover.Report | None = None
+        """From when the trees are being walked."""
+
+    def _began(self, report: recover.Report) -> None:
+        self.report = report
+        report.read = self._read
+
+    def step(self) -> bool:
+        """One batch of blocks; False when all is done.  Raises BadDisk, MediaError."""
+        try:
+            if self._wanted is None:
+                self._wanted = next(self._steps)
+            else:
+                self._wanted = self._steps.send(self._read.many(self._wanted))
+        except StopIteration:
+            return False
+        return True
+
+    @property
+    def result(self) -> recover.Report:
+        assert self.report is not None
+        return self.report
+
+
+def examine(disk: Disk, progress: Progress = lambda report: None) -> recover.Report:
     """Walk everything.  Changes nothing.  Raises BadDisk, MediaError."""
-    return recover.reconstruct(BlockReader(disk), disk.nblocks)
+    examination = Examination(disk)
+    while examination.step():
+        if examination.report is not None:
+            progress(examination.report)
+    return examination.result
 
 
 def repair(disk: Disk, report: recover.Report) -> None:
-    """Write what makes the disk start again; superblocks last and after a flush (START-2)."""
+    """Write what makes the disk start again; superblocks last and after a flush (START-2).
+
+    While a tree is being patched they say that the disk is in use: what a crash leaves then is looked at again."""
     sectors = list(recover.repair(report))
     last = {0, (disk.nblocks - 1) * SECTORS}
+    if report.patches and report.was_clean:
+        raw = report.superblock.renewed(clean=False).pack()
+        put_sectors(disk, dict.fromkeys(last, raw))
     put_sectors(disk, {sector: raw for sector, raw in sectors if sector not in last})
     put_sectors(disk, {sector: raw for sector, raw in sectors if sector in last})
 
@@ -69,11 +153,13 @@ def put_sectors(disk: Disk, sectors: dict[int, bytes], failed: Callable[[str], E
     for db, content in blocks.items():
         if len(content) < SECTORS:
             disk.read(db * SECTORS, [pages[db]], errors.append)
+            _keep_bounded(disk)
     drain(disk)
     for db, content in blocks.items():
         for sector, data in content.items():
             pages[db][sector * SECTOR : (sector + 1) * SECTOR] = data
         disk.write(db * SECTORS, [pages[db]], errors.append)
+        _keep_bounded(disk)
     drain(disk)
     disk.flush(errors.append)
     drain(disk)

@@ -300,7 +300,7 @@ class Dispatch:
         if capability != entry.capability:
             raise BadCapability(f"the capability is not for {name!r}")
         if entry.flags & FLAG_TAINTED:
-            raise NotClean(f"reconstruction found violations below {name!r}")
+            raise NotClean(f"reconstruction found violations in {name!r}, which `xok repair {name}` may mend")
         xtype = device.type_of(entry.type)
         pending = Pending(_ignore)
         pending.r0 = disk_address(device.number, entry.db)

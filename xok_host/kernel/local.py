@@ -24,13 +24,16 @@ from xok_host.abi.channel import Completion, Entry
 from xok_host.abi.client import CapabilityInfo, refusal
 from xok_host.abi.types import BLOCK, CHUNK_PAGES, SECTOR, SECTORS, Right, page_chunk, page_slot
 from xok_host.abi.views import CountersView, FreeMapView, RegistryView
-from xok_host.kernel.capability import Capability
+from xok_host.kernel.capability import TREE, Capability
 from xok_host.kernel.env import Environment
 from xok_host.kernel.kernel import Kernel
 from xok_host.kernel.pages import PlainMemory
 from xok_host.kernel.request import IoOp, IoRequest
 from xok_host.kernel.tables import PlainTables
 from xok_host.kernel.xn import privileged
+from xok_host.kernel.xn.patching import MAX_ROUNDS, PatchCalls, Patching
+from xok_host.kernel.xn.recover import Report, reconstruct, reconstruction, repair
+from xok_host.kernel.xn.walk import Answers, answered
 
 DEV = 1
 """Number of the first device, which is the only one unless `more` disks are given."""
@@ -282,6 +285,7 @@ class LocalXok:
         self.memory = PlainMemory(self._max_chunks)
         self.tables = PlainTables(self._entries, 1 << 14)
         self.kernel = Kernel(self.memory, self.tables, self.numbers, self._entries, 1 << 14)
+        self.patching = PatchCalls(self.kernel)
         self.environments: dict[int, LocalEnvironment] = {}
         self.kernel.tick(self.now)
         self.start()
@@ -425,20 +429,64 @@ class LocalXok:
             disk.crash(choose or (lambda sector: False), in_flight[dev])
         self._boot()
 
-    def recover(self) -> Any:
-        """Reconstruct the disks after a crash, make them clean, and start; gives the first's `recover.Report`."""
-        from xok_host.kernel.xn import recover
-
-        reports = []
-        for disk in self.disks.values():
-            report = recover.reconstruct(disk.read_block, disk.nblocks)
-            last = {0, (disk.nblocks - 1) * SECTORS}
-            sectors = list(recover.repair(report))
-            for superblocks in (False, True):  # they say `clean`: not before the rest is durable
-                for sector, raw in sectors:
-                    if (sector in last) is superblocks:
-                        disk.write_sectors(sector, raw)
-                disk.flush()
-            reports.append(report)
+    def recover(self) -> Report:
+        """Reconstruct the disks after a crash, make them clean, and start; gives the first's report."""
+        reports = {dev: reconstruct(disk.read_block, disk.nblocks) for dev, disk in self.disks.items()}
+        for dev, report in reports.items():
+            self._repair(self.disks[dev], report)
         self._boot()
-        return reports[0]
+        self.patching.reports.update(reports)
+        return reports[DEV]
+
+    def patch(self, root: str, program: Callable[[LocalEnvironment], bool]) -> str:
+        """Run a patch program on a tree of the first disk, as `xok repair` does: stop the disk, patch it, start it again.
+
+        `program` tells whether it ended well.  Gives what speaks against the patches, which are not written then."""
+        if self.started:
+            self.stop()
+        before = self._reconstruct(root, {})
+        session = Patching(before, root, self.disk.read_block, now=self.now)
+        after, reason = before, ""
+        for _ in range(MAX_ROUNDS):
+            self.patching.session = session
+            held = Capability(TREE, session.capability, Right.READ | Right.WRITE, root)
+            env = self.environment([held], name="patch")
+            try:
+                well = program(env)
+            finally:
+                env.close()
+                self.patching.session = None
+            if not well:
+                reason = "the program failed"
+                break
+            if not session.take_round():
+                break
+            session.found = after = self._reconstruct(root, session.patches)
+            reason = session.objection(after)
+            if not reason and not after.log(root):
+                break
+        if reason or after is before:
+            after = before
+            reason = reason or session.objection(before)
+        self._repair(self.disk, after)
+        self._boot()
+        self.patching.reports[DEV] = after
+        return reason
+
+    def _reconstruct(self, watch: str, patches: dict[int, bytes]) -> Report:
+        def read(wanted: list[int]) -> Answers:
+            return [self.disk.read_block(db) for db in wanted]
+
+        steps = reconstruction(self.disk.nblocks, watch=watch, patches=patches)
+        report: Report = answered(steps, read, lambda: None)
+        return report
+
+    @staticmethod
+    def _repair(disk: RamDisk, report: Report) -> None:
+        last = {0, (disk.nblocks - 1) * SECTORS}
+        sectors = list(repair(report))
+        for superblocks in (False, True):  # they say `clean`: not before the rest is durable
+            for sector, raw in sectors:
+                if (sector in last) is superblocks:
+                    disk.write_sectors(sector, raw)
+            disk.flush()

@@ -8,6 +8,9 @@ FREEMAP-2: blocks of temporary trees are in use here and free on the disk, so a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
+
 import cython
 
 from xok_host.abi.types import SECTORS
@@ -128,3 +131,21 @@ class FreeMap:
     @property
     def dirty(self) -> int:
         return len(self._dirty)
+
+
+def mark_used(bits: bytearray, db: cython.ulonglong, count: cython.ulonglong) -> list[int]:
+    """Set the bits of an extent, which lies in the map; gives the blocks whose bits were set already."""
+    taken: list[int] = []
+    block: cython.ulonglong
+    end: cython.ulonglong = db + count
+    first: cython.ulonglong = db + 7 >> 3
+    last: cython.ulonglong = end >> 3
+    edges: Iterable[int] = range(db, end)
+    if last > first and not any(bits[first:last]):
+        bits[first:last] = b"\xff" * (last - first)
+        edges = chain(range(db, first << 3), range(last << 3, end))
+    for block in edges:
+        if bits[block >> 3] >> (block & 7) & 1:
+            taken.append(block)
+        bits[block >> 3] |= 1 << (block & 7)
+    return taken

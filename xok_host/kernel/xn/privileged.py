@@ -20,6 +20,7 @@ from xok_host.abi import errors as e
 from xok_host.abi.types import BLOCK, SECTORS, TYPE_FIRST_LIBFS, da_offset
 from xok_host.kernel.xn import startup, udf
 from xok_host.kernel.xn.format import Superblock, fresh_sectors, layout
+from xok_host.kernel.xn.freemap import mark_used
 from xok_host.kernel.xn.startup import Then
 from xok_host.kernel.xn.types import XnType
 
@@ -101,12 +102,7 @@ def format(nblocks: int, identity: bytes) -> list[dict[int, bytes]]:
 def db_alloc(superblock: Superblock, bits: bytearray, db: int, count: int) -> list[int]:
     if not count or db < superblock.first or db + count > superblock.nblocks - 1:
         raise e.BadCall(f"{count} blocks at {db} lie outside the disk or in XN's own structures")
-    taken = []
-    for block in range(db, db + count):
-        if bits[block >> 3] >> (block & 7) & 1:
-            taken.append(block)
-        bits[block >> 3] |= 1 << (block & 7)
-    return taken
+    return mark_used(bits, db, count)
 
 
 def mod_refcnt(xtype: XnType, meta: bytes, da: int, delta: int, writes: Sequence[tuple[int, bytes]]) -> bytes:
