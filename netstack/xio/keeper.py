@@ -27,9 +27,11 @@ def main(env: Any, argv: list[str]) -> int:
     owner = Owner(env.tap.mac, [int(ipaddress.IPv4Address(address)) for address in env.tap.addresses])
     link = open_polled_link(env)
     buffer = memoryview(bytearray(MAX_PACKET))
-    while not env.stop_requested:
+    while True:
         env.drain()
         env.dispatch()
+        if env.stop_requested:  # before waiting: the word to stop has just been taken, and nothing else need come
+            return 0
         until = 0
         for _ in range(TURN):
             size = link.receive(buffer)
@@ -41,4 +43,3 @@ def main(env: Any, argv: list[str]) -> int:
         else:
             until = 1  # there may be more: only look
         link.wait(env.fileno(), until, 0)
-    return 0

@@ -40,6 +40,17 @@ def cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def test_the_word_to_stop_is_not_followed_by_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes once: who has taken it and sleeps then, sleeps until a packet comes."""
+    env: Any = SimpleNamespace(caps=[SimpleNamespace(kind="address", name=ADDRESS, index=3)], stop_requested=False)
+    env.tap = SimpleNamespace(mac=MAC, addresses=(ADDRESS,))
+    env.call = env.drain = lambda *arguments, **named: None
+    env.dispatch = lambda: setattr(env, "stop_requested", True)
+    link = SimpleNamespace(receive=lambda buffer: 0, wait=lambda *how: pytest.fail("waits for what nobody sends"))
+    monkeypatch.setattr(keeper, "open_polled_link", lambda env: link)
+    assert keeper.main(env, []) == 0
+
+
 @pytest.mark.parametrize("ring", [False, True], ids=["queue", "ring"])
 def test_an_address_without_a_server_is_answered(tap_name: str, ring: bool) -> None:
     with TapServer(tap_name, ring=ring, run=keep) as server:
