@@ -21,6 +21,7 @@ from mounts.fuseloop import InitReplay, PatientTrio
 from mounts.operations import VolumeOperations
 from xok_host.abi.calls import Event
 from xok_host.abi.client import Environment
+from xok_host.abi.errors import WrongType
 from xok_host.abi.types import Right
 
 log = logging.getLogger("xok.mount")
@@ -43,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(env: Environment, argv: list[str]) -> int:
     options = parser().parse_args(argv)
-    fs = CFFS.mount(env, options.dev, options.volume, tree(env))
+    try:
+        fs = CFFS.mount(env, options.dev, options.volume, tree(env))
+    except WrongType as refusal:
+        raise SystemExit(f"{refusal.detail}: its code has to be given (`xok mount --program FILE`)") from None
     return trio.run(serve, env, options, fs)
 
 
@@ -61,12 +65,12 @@ async def serve(env: Environment, options: argparse.Namespace, fs: Any) -> int:
     fuse_fd = env.extra_fds[f"fd:{options.fuse_fd}"]
     replay = InitReplay(fuse_fd, bytes.fromhex(options.init), answered=options.answered)
     pyfuse3.trio = PatientTrio(env.fileno(), replay, fs.idle)  # type: ignore[attr-defined]
-    mount_options = set(pyfuse3.default_options) | {f"fsname=xok:{options.volume}"}
+    mount_options = set(pyfuse3.default_options) | {"fsname=xok"}  # the launcher gave it its name
     pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", mount_options)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_channel, env, nursery.cancel_scope)
-            nursery.start_soon(_events, env, fs)
+            nursery.start_soon(_events, env, fs, nursery.cancel_scope)
             nursery.start_soon(_timers, fs)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
@@ -85,14 +89,16 @@ async def _channel(env: Environment, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _events(env: Environment, fs: Any) -> None:
-    """Let the libFS do what xokd and other environments ask for, whoever dispatched the event."""
+async def _events(env: Environment, fs: Any, scope: trio.CancelScope) -> None:
+    """Let the libFS do what xokd and other environments ask for, and stop when asked, whoever dispatched the event."""
     wake = trio.Event()
     inner = env.on_event
 
     def on_event(event: Event, r0: int, r1: int) -> None:
         inner(event, r0, r1)
         wake.set()
+        if event is Event.STOP:
+            scope.cancel()
 
     env.on_event = on_event
     while True:

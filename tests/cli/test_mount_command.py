@@ -123,6 +123,53 @@ def test_a_mount_in_use_is_not_taken_away(xok: Xok, mounted: Path) -> None:
         assert is_mounted(mounted)
 
 
+def test_a_mount_in_use_is_detached_at_once_and_served_until_the_last_user_leaves(xok: Xok, mounted: Path) -> None:
+    with open(mounted / "held", "w") as file:
+        began = time.monotonic()
+        xok("umount", mounted, "--lazy")
+        assert time.monotonic() - began < 10 and not is_mounted(mounted)
+        assert [mount["state"] for mount in xok.status()["mounts"]] == ["detached"]
+        for words in (["mount", "vol", mounted], ["umount", mounted], ["umount", mounted, "--lazy"]):
+            done = xok.try_(*words)
+            assert done.status == exits.REFUSED and ("is mounted on" in done.err or "detached" in done.err), done
+        file.write("written after it was detached")
+    for _ in range(100):
+        if not xok.status()["mounts"]:
+            break
+        time.sleep(0.05)
+    xok("mount", "vol", mounted)
+    assert (mounted / "held").read_text() == "written after it was detached"
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_down_by_force_waits_for_nobody_and_keeps_what_was_written(xok: Xok, mounted: Path, lazily: bool) -> None:
+    with open(mounted / "held", "wb", buffering=0) as file:
+        file.write(b"x" * 100_000)
+        if lazily:
+            xok("umount", mounted, "--lazy")
+        began = time.monotonic()
+        xok("down", *([] if lazily else ["--force"]))
+        assert time.monotonic() - began < 15 and not is_mounted(mounted)
+    assert "did not stop" not in xok.log()
+    assert xok("check", xok.image).splitlines()[-1] == "clean"
+    xok.up()
+    xok("mount", "vol", mounted)
+    assert (mounted / "held").read_bytes() == b"x" * 100_000
+
+
+def test_any_printable_name_can_be_mounted(xok: Xok, mounted: Path) -> None:
+    place = mounted.parent / "other"
+    place.mkdir()
+    for name in ("ü b", "a,b", "100%"):
+        xok("mkfs", name)
+        xok("mount", name, place)
+        (place / "file").write_text(name)
+        xok("umount", place)
+    assert xok.try_("mkfs", "--", "-x").status == exits.USAGE
+    done = xok.try_("mkfs", "a,b")
+    assert done.status == exits.REFUSED and "'a,b'" in done.err and "exit status" not in done.err, done
+
+
 def test_a_killed_server_is_replaced_on_the_same_mount(xok: Xok, mounted: Path) -> None:
     (mounted / "file").write_text("kept")
     with open(mounted / "file", "r+") as file:

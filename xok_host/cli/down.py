@@ -12,7 +12,7 @@ HELP = "stop everything in order, with nothing lost"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="detach mounts that are in use")
+    parser.add_argument("--force", action="store_true", help="even if mounts are in use: takes them away")
 
 
 def run(options: argparse.Namespace) -> int:

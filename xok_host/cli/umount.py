@@ -14,7 +14,7 @@ HELP = "unmount, with everything written to the disk"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="the mount point")
-    parser.add_argument("--lazy", action="store_true", help="take it out of sight now, even while it is in use")
+    parser.add_argument("--lazy", action="store_true", help="out of sight now, served while in use")
 
 
 def run(options: argparse.Namespace) -> int:

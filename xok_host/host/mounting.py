@@ -3,7 +3,8 @@
 MT-1  A mount that exists is either served, about to be served again, or given up and unmounted: no caller waits for
       ever on a mount that nobody will serve.
 MT-2  A server that dies is replaced on the same connection, so open files and working directories survive it.
-MT-3  `umount` returns when the server has flushed and ended.
+MT-3  `umount` returns when the server has flushed and ended.  A mount that was detached while somebody used it is
+      served until nobody does any more, and counts as a mount until then; `end` does not wait for that.
 MT-4  A user's mount is served under that user's limits, by code that cannot change meanwhile, and nobody waits for it
       but that user (`fusemount`, F-4).
 """
@@ -11,6 +12,7 @@ MT-4  A user's mount is served under that user's limits, by code that cannot cha
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -32,6 +34,8 @@ OWN_MODULE = "mounts.own"
 """Serves a file system whose code is a file of the user's."""
 FILE_SYSTEM = "filesystem"
 FUSE = "fuse"
+DETACHED = "detached"
+"""State of a mount that is out of sight, and served until nobody uses it any more."""
 MAX_RESTARTS = 5
 """Within `RESTART_SECONDS`; a server that dies more often is not started again."""
 RESTART_SECONDS = 60.0
@@ -42,6 +46,8 @@ USER_FLUSH_SECONDS = 20.0
 """The same for a user's server, for which nobody else shall have to wait."""
 STOP_SECONDS = 2.0
 """For a server that never answered."""
+LAST_USE_SECONDS = 2.0
+"""How long those who have files open may still use a mount that is ended."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -97,7 +103,8 @@ class Mounts:
             raise Exists(f"{self.mounts[directory].name} is mounted on {directory}")
         for other in self.mounts.values():
             if (other.name, other.dev) == (name, dev):
-                raise InUse(f"{name} is mounted on {other.directory}")
+                still = ", detached and still in use" if other.state == DETACHED else ""
+                raise InUse(f"{name} is mounted on {other.directory}{still}")
         mount = Mount(name, directory, dev, capability, user=user)
         if program >= 0:
             mount.program = os.dup(program)
@@ -119,18 +126,27 @@ class Mounts:
         return mount
 
     async def umount(self, directory: str, *, lazy: bool = False) -> None:
-        """Unmount and wait until everything is written.  Raises NotFound, InUse."""
+        """Unmount and wait until everything is written; `lazy` detaches, and waits for nobody who uses it.
+
+        Raises NotFound, InUse."""
         mount = self.mounts.get(directory)
         if mount is None:
             raise NotFound(f"nothing of ours is mounted on {directory}")
+        if mount.state == DETACHED:
+            raise InUse(f"{directory} is detached already, and {mount.name} is served until nobody uses it any more")
         mount.leaving = True
         try:
             await self._link.umount(directory, detach=lazy)
         except LaunchError as error:
             mount.leaving = False
-            raise InUse(f"{directory}: {error.strerror}; close what uses it, or unmount with --lazy") from None
-        mount.state = "unmounting"
+            why = os.strerror(error.errno or 0)
+            raise InUse(f"{directory}: {why}; close what uses it, or unmount with --lazy") from None
+        mount.state = DETACHED if lazy else "unmounting"
         seconds = _flush_seconds(mount)
+        if lazy:
+            with trio.move_on_after(LAST_USE_SECONDS):  # not in use: this ends like any other
+                await mount.gone.wait()
+            return
         with trio.move_on_after(seconds):
             await mount.gone.wait()
             return
@@ -138,6 +154,25 @@ class Mounts:
             await self._environments.kill(mount.record)
         await mount.gone.wait()
         raise MountFailed(f"{mount.name}: its server did not finish in {seconds:g} s and was killed")
+
+    async def end(self, directory: str) -> None:
+        """Unmount, whoever uses it: its server is asked to write everything back and to end.  Raises NotFound."""
+        mount = self.mounts.get(directory)
+        if mount is None:
+            raise NotFound(f"nothing of ours is mounted on {directory}")
+        mount.leaving = True
+        if mount.state != DETACHED:
+            try:
+                await self._link.umount(directory, detach=True)
+            except LaunchError as error:
+                log.warning("%s: %s", directory, error)
+            mount.state = "unmounting"
+        with trio.move_on_after(LAST_USE_SECONDS):
+            await mount.gone.wait()
+            return
+        if mount.record is not None and not mount.record.exited.is_set():
+            await self._environments.stop(mount.record, _flush_seconds(mount))
+        await mount.gone.wait()
 
     async def _serve(self, mount: Mount, fuse: int, *, answered: bool) -> None:
         """Start a server on the descriptor, which this closes."""
@@ -232,7 +267,8 @@ class Mounts:
                 if mount.user is None:  # the launcher undoes a user's at its end; his path could lead anywhere now
                     await trio.to_thread.run_sync(lambda: fusemount.umount(mount.directory, detach=True))
         except OSError as error:
-            log.warning("%s: %s", mount.directory, error)
+            if error.errno != errno.ENOENT:  # unmounted in order: nothing is left to take away
+                log.warning("%s: %s", mount.directory, error)
         if mount.record is not None and not mount.record.exited.is_set():
             await self._environments.stop(mount.record, seconds or _flush_seconds(mount))
         self._forget(mount)

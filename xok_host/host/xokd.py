@@ -32,7 +32,7 @@ from xok_host.host.environments import Environments, Program, Record, describe_s
 from xok_host.host.keeping import Keepers
 from xok_host.host.launchlink import LaunchLink
 from xok_host.host.mountinfo import kind_of_mount
-from xok_host.host.mounting import FILE_SYSTEM, OWN_MODULE, Mount, Mounts, User
+from xok_host.host.mounting import DETACHED, FILE_SYSTEM, OWN_MODULE, Mount, Mounts, User
 from xok_host.host.system import System
 from xok_host.kernel.capability import TREE, Capability
 
@@ -175,7 +175,10 @@ class Xokd:
 
     async def _last_umount(self, mount: Mount) -> None:
         try:  # what a user has open is no reason for xokd to stay
-            await self.mounts.umount(mount.directory, lazy=self._force or mount.user is not None)
+            if self._force or mount.user is not None or mount.state == DETACHED:
+                await self.mounts.end(mount.directory)
+            else:
+                await self.mounts.umount(mount.directory)
         except XokError as error:
             log.error("%s", error)
 
@@ -261,6 +264,9 @@ class Xokd:
             program = Program(MKFS_MODULES[request["type"]], [name, *owner, *shared], limits=_limits(peer))
         else:
             raise BadCall(f"no file system has the type {request['type']!r}")
+        dev = self._device(request)
+        if any((dev, name) == (of, entry.name) for of, entry in self.system.catalogue()):
+            raise Exists(f"{self.system.disks[dev].path} has something called {name!r}; `xok list --types` shows it")
         record = await self.environments.start(f"mkfs:{name}", "mkfs", program, caller=peer.uid)
         with trio.move_on_after(MKFS_SECONDS):
             await record.exited.wait()
@@ -373,7 +379,7 @@ class Xokd:
     async def _stop_mount_when_asked(self, connection: Connection, directory: str) -> None:
         await connection.wait_word()
         with contextlib.suppress(XokError):
-            await self.mounts.umount(directory, lazy=True)
+            await self.mounts.end(directory)
 
     async def _until_end(self, record: Record, connection: Connection) -> Any:
         """Wait for the end; a word from the caller asks for it, its hanging up forces it."""
@@ -503,6 +509,8 @@ def _tree(entry: CatalogueEntry, rights: int) -> Capability:
 def _name(text: Any) -> str:
     if not isinstance(text, str) or not text or len(text.encode()) > 64 or "/" in text or not text.isprintable():
         raise BadCall(f"{text!r} is no name: 1 to 64 bytes, without a slash")
+    if text.startswith("-"):
+        raise BadCall(f"{text!r} is no name: it begins like an option")
     return text
 
 
