@@ -13,10 +13,12 @@ from typing import Any
 from benchmarks import files, web, xn
 from benchmarks.tools import PLACEMENTS, BenchmarkFailure
 
+PARTS = ("files", "web", "xn")
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="xok bench", description="Measure beside peers, interleaved, as ratios.")
-    parser.add_argument("what", nargs="*", choices=["files", "web", "xn", []], help="default: all")
+    parser.add_argument("what", nargs="*", metavar="NAME", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--seconds", type=int, default=1, help="length of one HTTP measurement (default 1)")
     parser.add_argument("--placement", choices=list(PLACEMENTS), action="append", help="default: both")
@@ -24,7 +26,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds < 1:
         parser.error("--rounds and --seconds must be positive")
-    what = options.what or ["files", "web", "xn"]
+    unknown = [name for name in options.what if name not in PARTS]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there is {', '.join(PARTS)}")
+    what = options.what or PARTS
     placements = options.placement or list(PLACEMENTS)
     results: dict[str, Any] = {"machine": {"cpus": os.cpu_count(), "kernel": platform.release()}}
     try:

@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from xok_host.abi.errors import NotAllowed
+
 HELP = "format, start, mount, copy a site, serve it, fetch every file and compare: everything at once"
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,10 +251,11 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """0 when every file matched, 1 when one did not or a step failed, 2 for a request that makes no sense."""
+    """0 when every file matched, 1 when one did not or a step failed, 2 for a request that makes no sense.
+
+    Raises NotAllowed."""
     if os.geteuid() != 0:
-        print("xok demo: makes a TAP and a mount, which needs root: sudo ./xok demo", file=sys.stderr)
-        return 2
+        raise NotAllowed("makes a TAP and a mount, which needs root: sudo ./xok demo")
     if not options.directory.is_dir():
         print(f"xok demo: {options.directory} is not a directory", file=sys.stderr)
         return 2

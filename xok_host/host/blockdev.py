@@ -233,7 +233,7 @@ def _mode(path: str) -> int:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise BadDisk(f"{path} does not exist; `xok format {path}` makes it") from None
+        raise BadDisk(f"{path} does not exist; `xok format {path} --size 4G` makes it") from None
     except OSError as error:
         raise BadDisk(f"{path}: {error.strerror}") from None
     if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):

@@ -70,7 +70,7 @@ class Tap:
         except OSError as failure:
             os.close(fd)
             hint = {
-                errno.EINVAL: "it exists and is not a multi-queue TAP with vnet_hdr, or is in use",
+                errno.EINVAL: "it exists and is not a multi-queue TAP with vnet_hdr, or is in use; --tap names another",
                 errno.EBUSY: "another program has it",
                 errno.EPERM: "creating a TAP takes CAP_NET_ADMIN",
             }.get(failure.errno or 0, os.strerror(failure.errno or 0))
@@ -137,4 +137,4 @@ class Tap:
             # The file system shows another network namespace's devices: the host's answer to TUNSETIFF must do.
             return
         if sum(entry.startswith("tx-") for entry in entries) != 1:
-            raise OSError(errno.EBUSY, f"TAP {self.name}: another program holds queues of it")
+            raise OSError(errno.EBUSY, f"TAP {self.name}: another program holds queues of it; --tap names another")
