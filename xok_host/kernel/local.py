@@ -439,7 +439,7 @@ class LocalXok:
         return reports[DEV]
 
     def patch(self, root: str, program: Callable[[LocalEnvironment], bool]) -> str:
-        """Run a patch program on a tree of the first disk, as `xok repair` does: stop the disk, patch it, start it again.
+        """Run a patch program on a tree of the first disk, as `xok repair` does: stop the disk, patch, start it again.
 
         `program` tells whether it ended well.  Gives what speaks against the patches, which are not written then."""
         if self.started:
