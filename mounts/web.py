@@ -316,7 +316,11 @@ def main(env: Environment, argv: list[str]) -> int:
         raise errors.BadCapability(f"no capability for {chosen.volume}")
     fs = CFFS.mount(env, chosen.dev, chosen.volume, cap.index, writable=False)
     try:
-        cheetah = serve(env, VolumeStore(env, fs, chosen.root.encode()), chosen.port)
+        try:
+            store = VolumeStore(env, fs, chosen.root.encode())
+        except NotADirectoryError:
+            raise SystemExit(f"{chosen.root} is no directory of {chosen.volume}") from None
+        cheetah = serve(env, store, chosen.port)
         log.info("served %s", cheetah.statistics())
     finally:
         fs.close()

@@ -77,6 +77,10 @@ def build(*, force: bool = False, quiet: bool = False) -> dict[str, str]:
     waiting = [name for name in modules if force or _is_stale(name)]
     if not waiting:
         return {}
+    if not quiet:
+        print(
+            f"xok: compiling {len(waiting)} modules, which is done once and takes minutes", file=sys.stderr, flush=True
+        )
     os.makedirs(accel.OBJECTS, mode=0o755, exist_ok=True)
     failed: dict[str, str] = {}
 

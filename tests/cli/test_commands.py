@@ -66,7 +66,13 @@ def test_without_xokd_each_says_how_to_start_it(xok: Xok, arguments: list[str]) 
         ["serve", "x", "--address", "10.0.0.2/24", "--port", "70000"],
         ["up", "--disk", "x", "--host-address", "10.0.0.300/24"],
         ["up", "--disk", "x", "--tap", "a-name-that-is-too-long"],
+        ["up", "--disk", "x", "--host-address", "10.0.0.3"],
+        ["up", "--disk", "x", "--host-address", "10.0.0.3/31"],
+        ["up", "--disk", "x", "--host-address", "10.0.0.0/24"],
         ["up", "--disk", "x", "--memory", "lots"],
+        ["up", "--disk", "x", "--memory", "3"],
+        ["up", "--disk", "x", "--memory", "999T"],
+        ["mount", "--wrong", "x", "/tmp"],
         ["mkfs", "x", "--type", "fat"],
         ["mount", "x", "/no/such/directory"],
         ["run", "/no/such/program"],
@@ -139,6 +145,34 @@ def test_a_relative_runtime_directory_is_where_the_command_was_given(xok: Xok) -
     assert (xok.directory / "run" / "log" / "xokd.log").exists()
 
 
+def test_a_runtime_directory_that_is_a_file(xok: Xok) -> None:
+    xok("format", xok.image, "--size", "64M")
+    xok.runtime.write_text("")
+    done = xok.try_("up", "--disk", xok.image, "--no-network")
+    assert done.status == exits.USAGE and "XOK_RUNTIME_DIR" in done.err and "Errno" not in done.err, done
+    done = xok.try_("status")
+    assert done.status == exits.NOT_RUNNING and "xok up --disk" in done.err, done
+
+
+def test_a_network_that_another_interface_has_is_refused(xok: Xok) -> None:
+    xok("format", xok.image, "--size", "64M")
+    done = xok.try_("up", "--disk", xok.image, "--tap", f"xc{os.getpid()}", "--host-address", "127.0.0.2/8")
+    assert done.status == exits.REFUSED and "lo (127.0.0.1/8)" in done.err and "--host-address" in done.err, done
+
+
+@pytest.mark.parametrize("words", [["check"], ["udf", "list"], ["up", "--no-network", "--disk"]])
+def test_somebody_elses_disk_is_named_with_what_it_holds(xok: Xok, words: list[str]) -> None:
+    xok.image.write_bytes(bytes(1080) + b"\x53\xef" + bytes(8 << 20))
+    done = xok.try_(*words, xok.image)
+    assert done.status == exits.BAD_DISK, done
+    assert str(xok.image) in done.err and "it holds an ext2, ext3 or ext4 file system" in done.err, done
+
+
+def test_an_option_that_there_is_not_is_said_of_its_command(xok: Xok) -> None:
+    done = xok.try_("mount", "--wrong", "x", "/tmp")
+    assert "--wrong" in done.err and "`xok mount --help`" in done.err, done
+
+
 def test_up_needs_root(xok: Xok) -> None:
     child = os.fork()
     if child == 0:
@@ -171,3 +205,6 @@ def test_features_to_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.without_from_environment() == {"uring", "tcx", "ebpf"}
     with pytest.raises(BadCall):
         config.parse_interface("10.0.0.1/99")
+    monkeypatch.setenv("XOK_WITHOUT", "uring, sugar")
+    with pytest.raises(BadCall, match=r"'sugar'.*uring, direct, ebpf"):
+        config.without_from_environment()

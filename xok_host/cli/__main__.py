@@ -11,6 +11,7 @@ from types import ModuleType
 
 from xok_host.abi.errors import BadCall, XokError
 from xok_host.cli import exits
+from xok_host.host.control import said
 
 COMMANDS = ("demo", "format", "up", "mkfs", "list", "mount", "umount", "serve", "run", "status", "check", "udf", "down")
 """Each is a module here with HELP, `configure(parser)` and `run(options) -> exit status`."""
@@ -45,7 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["status"]
     name = ""
     try:
-        options = parser(words[0] if words[0] in COMMANDS else None).parse_args(words)
+        known = parser(words[0] if words[0] in COMMANDS else None)
+        options, unknown = known.parse_known_args(words)
+        if unknown and options.command is not None:  # argparse would show the usage of `xok` alone
+            where = f"xok {options.command}"
+            print(f"{where}: no option {' '.join(unknown)}; `{where} --help` shows them", file=sys.stderr)
+            return exits.USAGE
+        if unknown:
+            known.error(f"unrecognized arguments: {' '.join(unknown)}")
         if options.command is None:
             options = parser("status").parse_args(["status"])
         name = options.command
@@ -62,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of our output left: nothing to complain about
         return 141
     except OSError as error:
-        print(f"xok {name}: {error}", file=sys.stderr)
+        print(f"xok {name}: {said(error)}", file=sys.stderr)
         return exits.REFUSED
 
 

@@ -9,6 +9,7 @@ from xok_host.cli import exits
 from xok_host.host.blockdev import open_disk
 from xok_host.host.config import without_from_environment
 from xok_host.host.reconstruct import examine, repair
+from xok_host.host.signature import naming
 
 HELP = "reconstruct a disk offline, verify every invariant, and report"
 
@@ -23,9 +24,10 @@ def run(options: argparse.Namespace) -> int:
     """0 when no invariant is violated (leftovers of a crash are no violation), else 6."""
     disk = open_disk(options.disk, without=without_from_environment())
     try:
-        report = examine(disk)
-        if options.repair:
-            repair(disk, report)
+        with naming(options.disk):
+            report = examine(disk)
+            if options.repair:
+                repair(disk, report)
     finally:
         disk.close()
     if options.json:

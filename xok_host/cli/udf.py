@@ -29,6 +29,7 @@ from xok_host.cli import exits
 from xok_host.host.blockdev import open_disk
 from xok_host.host.config import without_from_environment
 from xok_host.host.reconstruct import BlockReader
+from xok_host.host.signature import naming
 from xok_host.kernel.xn import recover
 from xok_host.kernel.xn.explain import Answer, Partition, explain, whole_block
 from xok_host.kernel.xn.interp import MAX_OUTPUT
@@ -200,7 +201,7 @@ class Source:
 def _open(path: str, parts: int) -> Iterator[Source]:
     """Raises BadDisk, InUse, or TypeInvalid for a file that begins like a template and is none."""
     head = b""
-    if os.path.isfile(path):
+    if os.path.isfile(path) and os.access(path, os.R_OK):  # else opening it as a disk says what is wrong
         head = _read_file(path, elf.MAX_OBJECT, cut=True)
     if head.startswith((MAGIC, elf.MAGIC)):
         name = os.path.basename(path).partition(".")[0]
@@ -211,7 +212,8 @@ def _open(path: str, parts: int) -> Iterator[Source]:
     try:
         source = Source(path, [], disk.nblocks, BlockReader(disk))
         assert source.read is not None
-        _, catalogue = recover.read_catalogue(source.read, disk.nblocks)
+        with naming(path):
+            _, catalogue = recover.read_catalogue(source.read, disk.nblocks)
         for entry in catalogue.entries():
             if entry.kind == CatalogueEntry.TYPE:
                 source.kinds.append(_kind(source.read, disk.nblocks, entry))

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise NotAllowed("xokd opens disks, TAPs and mounts, which needs root: sudo xok up …")
-    config.parse_interface(options.host_address)
+    config.parse_host_address(options.host_address)
     if not 0 < len(options.tap) < 16 or "/" in options.tap:
         raise BadCall(f"{options.tap!r} is no name for a network interface")
     disks = tuple(os.path.realpath(disk) for disk in options.disk)
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         raise BadCall(f"{len(disks)} disks; one xokd takes at most {config.MAX_DISKS}")
     if len(set(disks)) != len(disks):
         raise BadCall("a disk is given twice")
-    memory = config.default_memory() if options.memory is None else config.parse_size(options.memory)
+    memory = config.default_memory() if options.memory is None else config.parse_memory(options.memory)
     wanted = config.Config(
         runtime=config.Runtime.from_environment(),
         disks=disks,

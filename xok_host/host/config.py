@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xok_host.abi.errors import BadCall
-from xok_host.abi.types import BLOCK, CHUNK_BYTES
+from xok_host.abi.types import CHUNK_BYTES
 
 DEFAULT_RUNTIME = "/run/xok"
 DEFAULT_TAP = "xok0"
@@ -18,8 +18,17 @@ DEFAULT_HOST_ADDRESS = "10.42.0.1/24"
 MAX_DISKS = 8
 """Of one xokd: an environment is sent a descriptor for each one's free map."""
 
+FEATURES = ("uring", "direct", "ebpf", "tcx", "btf")
+"""What XOK_WITHOUT may name."""
+
 LONGEST_RUNTIME = 90
 """Bytes: the name of a socket in it must fit into sun_path."""
+
+LONGEST_PREFIX = 30
+"""Of the TAP's network: the host and one server."""
+
+LEAST_CHUNKS = 8
+"""Of memory for cached blocks."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -66,8 +75,12 @@ class Config:
 
 
 def without_from_environment() -> frozenset[str]:
-    """The features that XOK_WITHOUT forces off."""
-    return frozenset(word for word in re.split(r"[,\s]+", os.environ.get("XOK_WITHOUT", "")) if word)
+    """The features that XOK_WITHOUT forces off.  Raises BadCall for one that there is not."""
+    words = frozenset(word for word in re.split(r"[,\s]+", os.environ.get("XOK_WITHOUT", "")) if word)
+    unknown = sorted(words.difference(FEATURES))
+    if unknown:
+        raise BadCall(f"XOK_WITHOUT names {unknown[0]!r}; one can do without {', '.join(FEATURES)}")
+    return words
 
 
 def parse_size(text: str) -> int:
@@ -87,11 +100,35 @@ def parse_interface(text: str) -> ipaddress.IPv4Interface:
     return interface
 
 
+def parse_host_address(text: str) -> ipaddress.IPv4Interface:
+    """The host's address on the TAP, with a network that has room for others.  Raises BadCall."""
+    interface = parse_interface(text)
+    network = interface.network
+    if "/" not in text or network.prefixlen > LONGEST_PREFIX:
+        raise BadCall(f"{text} leaves no address for servers: write it with its network, like {interface.ip}/24")
+    if interface.ip in (network.network_address, network.broadcast_address):
+        raise BadCall(f"{interface.ip} is the network's own, not a host's: {network.network_address + 1} would do")
+    return interface
+
+
+def machine_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def default_memory() -> int:
     """Bytes for cached blocks: a quarter of the machine's memory, at most 1 GiB."""
-    total = os.sysconf("SC_PHYS_PAGES") * BLOCK
-    return min(1 << 30, total // 4)
+    return min(1 << 30, machine_memory() // 4)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes for cached blocks.  Raises BadCall for less than LEAST_CHUNKS, or more than the machine has."""
+    memory, least = parse_size(text), LEAST_CHUNKS * CHUNK_BYTES
+    if not least <= memory <= machine_memory():
+        raise BadCall(
+            f"--memory {text}: give at least {least >> 20}M, and at most the {machine_memory() >> 20}M there are"
+        )
+    return memory
 
 
 def chunks(memory: int) -> int:
-    return max(8, memory // CHUNK_BYTES)
+    return max(LEAST_CHUNKS, memory // CHUNK_BYTES)

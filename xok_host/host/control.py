@@ -10,6 +10,7 @@ libOS under their own limits, and make and mount file systems of their own; the 
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,7 @@ class ControlClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.connect(str(runtime.socket))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             raise NotRunning(f"nothing listens on {runtime.socket}; start it with `xok up --disk DISK`") from None
         except PermissionError:
             raise NotAllowed(f"{runtime.socket} is not yours to use") from None
@@ -82,6 +83,12 @@ class Refusal(XokError):
 
     def __str__(self) -> str:
         return self.detail
+
+
+def said(error: OSError) -> str:
+    """An error of the host's, for a person: what it is about, and what is wrong."""
+    words = error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {words}" if isinstance(error.filename, str | bytes) else words
 
 
 def widen(sock: socket.socket) -> None:

@@ -18,10 +18,10 @@ import traceback
 from typing import IO, Any
 
 from xok_host.abi import accel
-from xok_host.abi.errors import Exists, Gone, NotAllowed, XokError
+from xok_host.abi.errors import BadCall, Exists, Gone, NotAllowed, XokError
 from xok_host.host import launcher, view
 from xok_host.host.config import Config, Runtime
-from xok_host.host.control import Refusal
+from xok_host.host.control import Refusal, said
 
 LOG_NAME = "xokd.log"
 
@@ -69,7 +69,12 @@ def start(config: Config, *, foreground: bool) -> int:
 
 def _make_directories(runtime: Runtime) -> None:
     os.umask(0o022)
-    runtime.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        runtime.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadCall(
+            f"XOK_RUNTIME_DIR is {runtime.directory}, which cannot be a directory: {error.strerror}"
+        ) from None
     info = runtime.directory.stat()
     if info.st_uid != os.geteuid() or info.st_mode & 0o022:
         raise NotAllowed(
@@ -111,7 +116,7 @@ def _xokd(config: Config, pipe: int | None) -> None:
         report.tell({"error": str(error), "exit": getattr(error, "status", error.exit)})
     except OSError as error:
         traceback.print_exc()
-        report.tell({"error": f"the host refuses: {error}", "exit": 1})
+        report.tell({"error": f"the host refuses: {said(error)}", "exit": 1})
     except BaseException as error:
         traceback.print_exc()
         report.tell({"error": f"xokd failed: {error}; {config.runtime.logs / LOG_NAME} says more", "exit": 1})

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from typing import Any
 
+from pyroute2 import IPRoute  # type: ignore[attr-defined, unused-ignore]
+
 from xok_host.abi.dpf import listener
-from xok_host.abi.errors import BadCall, Exists, NotAllowed, NotFound
+from xok_host.abi.errors import BadCall, Exists, InUse, NotAllowed, NotFound
 from xok_host.abi.types import Right
 from xok_host.host.callloop import CallLoop
 from xok_host.host.environments import NetworkGrant
@@ -47,6 +49,7 @@ class Network:
     def __init__(self, tap: str, host_address: str, without: frozenset[str], loop: CallLoop) -> None:
         self._host = IPv4Interface(host_address)
         self.host_address = host_address
+        _require_unused(self._host, tap)
         self.edge = NetEdge.open(tap, [host_address], without)
         self.table = FilterTable()
         self._loop = loop
@@ -189,6 +192,16 @@ class Network:
 
     def _pump_ring(self, slot: int) -> None:
         self.edge.pump_ring(slot)
+
+
+def _require_unused(host: IPv4Interface, tap: str) -> None:
+    """The machine's packets for one network go out through one interface: two would take them from each other."""
+    with IPRoute() as netlink:
+        names = {link["index"]: link.get("ifname") for link in netlink.get_links()}
+        taken = [(names.get(found["index"]), found.get("local"), found["prefixlen"]) for found in netlink.get_addr(2)]
+    for name, address, prefix in taken:
+        if name != tap and address and IPv4Interface(f"{address}/{prefix}").network.subnet_of(host.network):
+            raise InUse(f"{host.network} is in use by {name} ({address}/{prefix}); give another with --host-address")
 
 
 def _mac(interface: IPv4Interface) -> bytes:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from xok_host.abi.errors import BadDisk, XokError, by_code
 from xok_host.kernel.xn.format import MAGIC
+
+XN_DISK = "an XN disk"
 
 # name, offset in bytes, magic
 _MAGICS: tuple[tuple[str, int, bytes], ...] = (
-    ("an XN disk", 0, MAGIC),
+    (XN_DISK, 0, MAGIC),
     ("an ext2, ext3 or ext4 file system", 1080, b"\x53\xef"),
     ("an XFS file system", 0, b"XFSB"),
     ("a Btrfs file system", 0x10040, b"_BHRfS_M"),
@@ -51,6 +56,20 @@ def found_on(path: str) -> str | None:
     if regular and any(head):
         return "data that is no disk's"
     return None
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """What is refused for a disk's contents is said with the disk's name, and with what it holds instead."""
+    try:
+        yield
+    except XokError as error:
+        found = None
+        if isinstance(error, BadDisk):
+            with suppress(OSError):
+                found = found_on(path)
+        instead = f"; it holds {found}" if found not in (None, XN_DISK) else ""
+        raise by_code(error.code, f"{path}: {error.detail}{instead}") from None
 
 
 def _blkid(path: str) -> str | None:

@@ -32,6 +32,7 @@ from xok_host.host.environments import NetworkGrant
 from xok_host.host.network import Network
 from xok_host.host.reconstruct import BlockReader, examine, repair
 from xok_host.host.sharedmem import SharedChunks, SharedTables
+from xok_host.host.signature import naming
 from xok_host.kernel.capability import ADDRESS, Capability
 from xok_host.kernel.env import Environment
 from xok_host.kernel.kernel import Kernel
@@ -324,7 +325,7 @@ class System:
 def _recover(disk: BlockDevice) -> None:
     """Reconstruct a disk that was in use when its last xokd ended (START-1)."""
     read = BlockReader(disk)
-    try:
+    with naming(disk.path):
         if newest(read(0), read(disk.nblocks - 1)).clean:
             return
         log.warning("%s was not shut down in order: reconstructing", disk.path)
@@ -332,6 +333,4 @@ def _recover(disk: BlockDevice) -> None:
         for violation in report.violations:
             log.error("violation: %s", violation)
         repair(disk, report)
-    except XokError as error:
-        raise by_code(error.code, f"{disk.path}: {error.detail}") from None
     log.warning("%s reconstructed: %d blocks in use, %d leaked", disk.path, report.blocks, report.leaked)

@@ -112,7 +112,7 @@ class Superblock:
         sector = bytearray(raw[:SECTOR])
         fields = SUPERBLOCK.unpack(sector)
         if fields.magic != MAGIC:
-            raise BadDisk("it is not an XN disk (format it first)")
+            raise BadDisk("it is not an XN disk, which `xok format` makes")
         SUPERBLOCK.view(sector).checksum = 0
         if zlib.crc32(sector) != fields.checksum:
             raise BadDisk("the superblock's checksum is wrong")
