@@ -10,6 +10,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+import cython
+
 from xok_host.abi.errors import BadCall, BadCapability, NotInCore, NotOwned, XokError
 from xok_host.abi.types import Flag
 from xok_host.kernel.pages import Access
@@ -44,7 +46,9 @@ def check_extents(device: Device, extents: Extents) -> None:
 def read_and_insert(device: Device, extents: Extents, pending: Pending) -> int:
     """Prefetch into quarantine (BIND-3); how many blocks will come in."""
     check_extents(device, extents)
-    started = 0
+    entry: Cached | None
+    block: cython.ulonglong
+    started: cython.int = 0
     for db, count, _ in extents:
         for block in range(db, db + count):
             entry = device.get(block)
@@ -59,7 +63,7 @@ def read_and_insert(device: Device, extents: Extents, pending: Pending) -> int:
     return started
 
 
-def _start(device: Device, entry: Cached, page: int, pending: Pending | None) -> None:
+def _start(device: Device, entry: Cached, page: cython.ulonglong, pending: Pending | None) -> None:
     entry.page = entry.landing = page
     try:
         device.insert(entry)
@@ -97,12 +101,15 @@ def bind(
             owned[part] = xtype.template.owns(meta, part)
         if not udf.owns(owned[part], db, count):
             raise NotOwned(f"partition {part} of block {parent.db} does not own {count} blocks at {db}")
+    block: cython.ulonglong
     if quarantined_only:
         for db, count, _ in extents:
             for block in range(db, db + count):
                 if device.get(block) is None:
                     raise NotInCore(f"block {block} is not in the registry")
-    started = 0
+    entry: Cached | None
+    started: cython.int = 0
+    arena = device.pages.arena(access)
     for db, count, part in extents:
         for block in range(db, db + count):
             entry = device.get(block)
@@ -110,7 +117,7 @@ def bind(
                 entry = device.new_entry(block, None, access)
                 _adopt(device, entry, parent, part, udf.kind_of(owned[part], block))
                 try:
-                    _start(device, entry, device.pages.alloc(device.pages.arena(access)), pending)
+                    _start(device, entry, device.pages.alloc(arena), pending)
                 except XokError:
                     assert entry.xtype is not None
                     entry.xtype.cached -= 1
@@ -128,7 +135,7 @@ def bind(
     return started
 
 
-def _adopt(device: Device, entry: Cached, parent: Cached, part: int, type_id: int) -> None:
+def _adopt(device: Device, entry: Cached, parent: Cached, part: cython.uint, type_id: cython.uint) -> None:
     """Type and parent of a block whose contents are the disk's: the pointer to it was written long ago, and metadata
     that is not attached never leaves the registry."""
     device.set_type(entry, device.type_of(type_id))
