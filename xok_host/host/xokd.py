@@ -223,7 +223,7 @@ class Xokd:
     async def _down(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
         if not request.get("force"):
             for mount in [mount for mount in self.mounts.mounts.values() if mount.user is None]:
-                await trio.to_thread.run_sync(_check_idle, mount.directory, abandon_on_cancel=True)
+                await _check_idle(mount.directory, "use --force")
         self._force = bool(request.get("force"))
         self._stop.set()
         await self._stopped.wait()
@@ -295,8 +295,10 @@ class Xokd:
         return {"directory": mount.directory}
 
     async def _umount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
-        self._users_mount(peer, request["directory"])
-        await self.mounts.umount(request["directory"], lazy=bool(request.get("lazy")))
+        mount = self._users_mount(peer, request["directory"])
+        if not request.get("lazy") and mount.user is None and mount.state != DETACHED:
+            await _check_idle(mount.directory, "unmount with --lazy")
+        await self.mounts.umount(mount.directory, lazy=bool(request.get("lazy")))
         return {}
 
     async def _serve(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
@@ -572,8 +574,15 @@ def _limits(peer: Peer) -> dict[str, int]:
     return out
 
 
-def _check_idle(directory: str) -> None:
-    """Raise InUse while some process has its working directory, or a file open, below the mount."""
+async def _check_idle(directory: str, else_: str) -> None:
+    """Raises InUse, naming a process that uses the mount and what one can do besides closing it."""
+    pid = await trio.to_thread.run_sync(_user_of, directory, abandon_on_cancel=True)
+    if pid is not None:
+        raise InUse(f"{directory} is used by process {pid}; close it, or {else_}")
+
+
+def _user_of(directory: str) -> str | None:
+    """A process that has its working directory, or a file open, below the mount."""
     below = directory.rstrip("/") + "/"
     for pid in filter(str.isdigit, os.listdir("/proc")):
         links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
@@ -583,4 +592,5 @@ def _check_idle(directory: str) -> None:
             with contextlib.suppress(OSError):
                 target = os.readlink(link)
                 if target == directory or target.startswith(below):
-                    raise InUse(f"{directory} is used by process {pid}; close it, or use --force")
+                    return pid
+    return None
