@@ -15,6 +15,7 @@ from xok_host.cli import exits
 from xok_host.cli.__main__ import COMMANDS
 from xok_host.cli.__main__ import parser as make_parser
 from xok_host.host import config
+from xok_host.host.confine import EXIT_CRASH
 
 
 @pytest.fixture
@@ -29,6 +30,11 @@ def test_every_command_has_help_with_exit_statuses(command: str, capsys: pytest.
     assert leaving.value.code == 0
     text = capsys.readouterr().out
     assert f"xok {command}" in text and "exit status:" in text
+
+
+def test_run_says_that_its_exit_status_is_the_programs(xok: Xok) -> None:
+    text = xok("run", "--help")
+    assert "the program's own" in text and str(EXIT_CRASH) in text and exits.MEANINGS[exits.NOT_RUNNING] in text
 
 
 def test_every_error_has_an_exit_status_of_the_table() -> None:

@@ -14,7 +14,8 @@ from xok_host.cli import exits
 from xok_host.host.control import said
 
 COMMANDS = ("demo", "format", "up", "mkfs", "list", "mount", "umount", "serve", "run", "status", "check", "udf", "down")
-"""Each is a module here with HELP, `configure(parser)` and `run(options) -> exit status`."""
+"""Each is a module here with HELP, `configure(parser)`, `run(options) -> exit status`, and an EPILOG if its exit status
+is not that of the table."""
 
 DESCRIPTION = "An exokernel: xokd protects disk, memory and network; library operating systems manage them."
 
@@ -35,7 +36,7 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
             name,
             help=module.HELP,
             description=module.HELP[0].upper() + module.HELP[1:] + ".",
-            epilog=exits.epilog(),
+            epilog=getattr(module, "EPILOG", exits.epilog()),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.configure(sub)

@@ -6,11 +6,18 @@ import argparse
 import os
 
 from xok_host.abi.errors import BadCall
-from xok_host.cli import follow
+from xok_host.cli import exits, follow
 from xok_host.host.config import Runtime, parse_interface
+from xok_host.host.confine import EXIT_CRASH, EXIT_IMPORT
 from xok_host.host.control import ControlClient
 
 HELP = "run a library operating system of your own in an environment of its own"
+
+EPILOG = f"""\
+exit status:
+  the program's own, or 128 and the number of the signal that ended it; {EXIT_IMPORT}: its file could not be imported;
+  {EXIT_CRASH}: it ended by an exception.  If it was not started:
+{exits.epilog().partition(chr(10))[2]}"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,8 @@
 MT-1  A mount that exists is either served, about to be served again, or given up and unmounted: no caller waits for
       ever on a mount that nobody will serve.
 MT-2  A server that dies is replaced on the same connection, so open files and working directories survive it.
-MT-3  `umount` returns when the server has flushed and ended.  A mount that was detached while somebody used it is
-      served until nobody does any more, and counts as a mount until then; `end` does not wait for that.
+MT-3  `umount` returns when the server has flushed and ended.  Root's mount that was detached while somebody
+      used it is served until nobody does any more, and counts as a mount until then; `end` does not wait for that.
 MT-4  A user's mount is served under that user's limits, by code that cannot change meanwhile, and nobody waits for it
       but that user (`fusemount`, F-4).
 """
@@ -126,7 +126,7 @@ class Mounts:
         return mount
 
     async def umount(self, directory: str, *, lazy: bool = False) -> None:
-        """Unmount and wait until everything is written; `lazy` detaches, and waits for nobody who uses it.
+        """Unmount and wait until everything is written; `lazy` detaches, and does not wait for those who use root's.
 
         Raises NotFound, InUse."""
         mount = self.mounts.get(directory)
@@ -141,9 +141,10 @@ class Mounts:
             mount.leaving = False
             why = os.strerror(error.errno or 0)
             raise InUse(f"{directory}: {why}; close what uses it, or unmount with --lazy") from None
-        mount.state = DETACHED if lazy else "unmounting"
+        lasting = lazy and mount.user is None  # a user's server could keep those who wait for it for ever
+        mount.state = DETACHED if lasting else "unmounting"
         seconds = _flush_seconds(mount)
-        if lazy:
+        if lasting:
             with trio.move_on_after(LAST_USE_SECONDS):  # not in use: this ends like any other
                 await mount.gone.wait()
             return
