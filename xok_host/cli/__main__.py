@@ -13,7 +13,22 @@ from xok_host.abi.errors import BadCall, XokError
 from xok_host.cli import exits
 from xok_host.host.control import said
 
-COMMANDS = ("demo", "format", "up", "mkfs", "list", "mount", "umount", "serve", "run", "status", "check", "udf", "down")
+COMMANDS = (
+    "demo",
+    "format",
+    "up",
+    "mkfs",
+    "list",
+    "mount",
+    "umount",
+    "serve",
+    "run",
+    "status",
+    "check",
+    "repair",
+    "udf",
+    "down",
+)
 """Each is a module here with HELP, `configure(parser)`, `run(options) -> exit status`, and an EPILOG if its exit status
 is not that of the table."""
 

@@ -31,4 +31,7 @@ def run(options: argparse.Namespace) -> int:
         print("no file systems; `xok mkfs NAME` makes one")
     for row in rows:
         print("{:24} {:10} type {:12} block {:>10}   owner {:8} disk {}".format(*row))
+    for entry in entries:
+        if entry["tainted"]:
+            print(f"{entry['name']} is tainted: {entry['reason']}; `xok repair {entry['name']}` may mend it")
     return exits.OK

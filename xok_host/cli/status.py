@@ -43,6 +43,7 @@ def describe(status: dict[str, Any]) -> list[str]:
     for mount in status["mounts"]:
         where = f" of disk {mount['device']}" if several else ""
         lines.append(f"mount        {mount['name']}{where} on {mount['directory']} ({mount['state']})")
+    lines += [f"tainted      {root['name']}: {root['reason']}" for root in status["tainted"]]
     for env in status["environments"]:
         where = f", {env['address']}" if env.get("address") else ""
         lines.append(f"environment  {env['id']:3} {env['name']:20} process {env['pid']}, uid {env['uid']}{where}")

@@ -25,7 +25,7 @@ MAX_OF_ONE_USER = 64
 """Connections of one user other than root, so that no user can keep root out."""
 MAX_WORD = 4096
 """Bytes of what a peer may say while its request is being carried out (`stop`)."""
-FOR_EVERYBODY = frozenset({"status", "list", "run", "wait", "mkfs", "mount", "umount"})
+FOR_EVERYBODY = frozenset({"status", "list", "run", "wait", "mkfs", "mount", "umount", "repair"})
 """What needs no privilege in itself; the handlers look at whose file system and whose directory it is."""
 
 

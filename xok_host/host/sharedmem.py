@@ -58,8 +58,10 @@ class SharedTables:
         self.counters = self._tables["counters"].memory
 
     def freemap(self, dev: int, nblocks: int) -> memoryview:
-        table = allocate(f"freemap{dev}", freemap_bytes(nblocks), private=True)
-        self._tables[f"freemap{dev}"] = table
+        """A disk that was stopped and is started again has the table that it had, which environments have mapped."""
+        table = self._tables.get(f"freemap{dev}")
+        if table is None or table.nbytes != freemap_bytes(nblocks):
+            table = self._tables[f"freemap{dev}"] = allocate(f"freemap{dev}", freemap_bytes(nblocks), private=True)
         return table.memory
 
     def readers(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from ipaddress import IPv4Interface
@@ -30,14 +30,16 @@ from xok_host.host.callloop import CallLoop
 from xok_host.host.config import Config
 from xok_host.host.environments import NetworkGrant
 from xok_host.host.network import Network
-from xok_host.host.reconstruct import BlockReader, examine, repair
+from xok_host.host.reconstruct import BlockReader, Examination, examine, repair
 from xok_host.host.sharedmem import SharedChunks, SharedTables
 from xok_host.host.signature import naming
 from xok_host.kernel.capability import ADDRESS, Capability
 from xok_host.kernel.env import Environment
 from xok_host.kernel.kernel import Kernel
 from xok_host.kernel.request import IoOp, IoRequest
-from xok_host.kernel.xn.format import newest
+from xok_host.kernel.xn.catalogue import FLAG_TAINTED
+from xok_host.kernel.xn.patching import PatchCalls
+from xok_host.kernel.xn.recover import Report, read_catalogue
 from xok_host.kernel.xn.startup import Then
 
 log = logging.getLogger("xok.system")
@@ -46,6 +48,8 @@ OWN_SLOT = ENVIRONMENT_LIMIT
 """xokd's own environment, which has no process: for writing back at shutdown."""
 SYNC_ROUNDS = 1000
 """Rounds of writing back and flushing that a disk may take to come to rest."""
+PROGRESS_SECONDS = 5.0
+"""Between two lines about a reconstruction."""
 SYNC_BATCH = 512
 """Blocks in one request of the syncer."""
 
@@ -66,8 +70,7 @@ class System:
         try:
             for dev, path in enumerate(config.disks, 1):
                 self.disks[dev] = open_disk(path, without=config.without)
-            for disk in self.disks.values():
-                _recover(disk)
+            reports = {dev: _recover(disk) for dev, disk in self.disks.items()}
             self._chunks = SharedChunks(config.memory_chunks)
             self._tables = SharedTables()
             self.kernel = Kernel(
@@ -77,6 +80,8 @@ class System:
                 self._tables.entries,
                 self._tables.buckets,
             )
+            self.patching = PatchCalls(self.kernel)
+            self.patching.reports = {dev: report for dev, report in reports.items() if report is not None}
             self.kernel.add_handler(CallNumber.FILTER_INSERT, self._filter_insert)
             self.kernel.add_handler(CallNumber.FILTER_REMOVE, self._filter_remove)
             if config.tap is not None:
@@ -175,13 +180,28 @@ class System:
         trouble: XokError | None = None
         for dev, disk in self.disks.items():
             try:
-                await self.sync(dev)
-                await self._wait(partial(self.kernel.stop_device, dev))
+                await self.stop_disk(dev)
             except XokError as error:
                 log.error("%s is not clean: %s", disk.path, error)
                 trouble = trouble or by_code(error.code, f"{disk.path}: {error.detail}")
         if trouble is not None:
             raise trouble
+
+    async def stop_disk(self, dev: int) -> None:
+        """Write everything back and mark the disk clean: nobody can use it then."""
+        await self.sync(dev)
+        await self._wait(partial(self.kernel.stop_device, dev))
+
+    async def start_disk(self, dev: int) -> None:
+        """Bring a disk into use again that was stopped."""
+        await self._wait(partial(self.kernel.start_device, dev, self.disks[dev].nblocks))
+
+    async def walk(self, dev: int, watch: str, patches: Mapping[int, bytes] | None = None) -> Report:
+        """Reconstruct a disk that is stopped, changing nothing, with other things being done between the steps."""
+        examination = Examination(self.disks[dev], watch=watch, patches=patches)
+        while examination.step():
+            await trio.lowlevel.checkpoint()
+        return examination.result
 
     async def sync(self, dev: int) -> None:
         """What dead libOSes left dirty is written like anybody's: anyone may, it changes no contents."""
@@ -282,6 +302,13 @@ class System:
         """(device, entry) of all that is in the disks' catalogues."""
         return [(dev, entry) for dev, device in self.kernel.devices.items() for entry in device.catalogue.entries()]
 
+    def reason(self, dev: int, entry: CatalogueEntry) -> str:
+        """Why a root is tainted, in a line; empty if it is not."""
+        report = self.patching.reports.get(dev)
+        if entry.kind != CatalogueEntry.ROOT or not entry.flags & FLAG_TAINTED or report is None:
+            return ""
+        return report.reason(entry.name)
+
     def device_named(self, disk: str) -> int:
         """The number of a disk, given by that number or by its path.  Raises NotFound."""
         for dev, found in self.disks.items():
@@ -291,13 +318,14 @@ class System:
         raise NotFound(f"no disk {disk}; there is {known}")
 
     def _disk_status(self, dev: int) -> dict[str, Any]:
-        disk, device = self.disks[dev], self.kernel.device(dev)
+        disk, device = self.disks[dev], self.kernel.devices.get(dev)
         return {
             "device": dev,
             "path": disk.path,
             "blocks": disk.nblocks,
-            "free": device.freemap.free,
-            "dirty": len(device.dirty_blocks),
+            "free": device.freemap.free if device is not None else 0,
+            "dirty": len(device.dirty_blocks) if device is not None else 0,
+            "in_use": device is not None,
             "direct": disk.direct,
             "engine": type(disk.engine).__name__,
             **asdict(disk.statistics()),
@@ -322,15 +350,33 @@ class System:
         }
 
 
-def _recover(disk: BlockDevice) -> None:
-    """Reconstruct a disk that was in use when its last xokd ended (START-1)."""
+def _recover(disk: BlockDevice) -> Report | None:
+    """Reconstruct a disk that was in use when its last xokd ended (START-1), and find out again what is wrong with
+    trees that are tainted; None if nothing had to be done."""
     read = BlockReader(disk)
     with naming(disk.path):
-        if newest(read(0), read(disk.nblocks - 1)).clean:
-            return
+        superblock, catalogue = read_catalogue(read, disk.nblocks)
+        if superblock.clean:
+            tainted = any(entry.flags & FLAG_TAINTED for entry in catalogue.entries() if entry.kind == entry.ROOT)
+            return examine(disk) if tainted else None
         log.warning("%s was not shut down in order: reconstructing", disk.path)
-        report = examine(disk)
+        report = examine(disk, LogProgress(disk.path))
         for violation in report.violations:
             log.error("violation: %s", violation)
         repair(disk, report)
     log.warning("%s reconstructed: %d blocks in use, %d leaked", disk.path, report.blocks, report.leaked)
+    return report
+
+
+class LogProgress:
+    """How far a reconstruction is, in the log every few seconds."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def __call__(self, report: Report) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PROGRESS_SECONDS
+            log.info("%s: %s, %d of about %d blocks", self._path, report.walking, report.blocks, report.expected)

@@ -33,8 +33,10 @@ from xok_host.host.keeping import Keepers
 from xok_host.host.launchlink import LaunchLink
 from xok_host.host.mountinfo import kind_of_mount
 from xok_host.host.mounting import DETACHED, FILE_SYSTEM, OWN_MODULE, Mount, Mounts, User
+from xok_host.host.patching import MAX_PATCH_SECONDS, PATCH_SECONDS, Patcher
 from xok_host.host.system import System
 from xok_host.kernel.capability import TREE, Capability
+from xok_host.kernel.xn.catalogue import FLAG_TAINTED
 
 log = logging.getLogger("xokd")
 
@@ -130,6 +132,8 @@ class Xokd:
         if self.system.network is not None:
             self.keepers = Keepers(self.environments, self.system.network, nursery)
         self.serving: dict[int, dict[str, Any]] = {}
+        self.patcher = Patcher(self.system, self.environments, time.time_ns)
+        await self.patcher.at_start()
         control = ControlServer(self.config.runtime, self._handlers())
         nursery.start_soon(control.serve)
         try:
@@ -166,6 +170,8 @@ class Xokd:
                 unmounting.start_soon(self._last_umount, mount)
         for record in list(self.environments.records.values()):
             await self.environments.stop(record)
+        while self.patcher.busy:  # its program has been stopped: the disk comes back
+            await trio.sleep(0.02)
         try:
             await self.system.detach()
             log.info("down: every disk is clean")
@@ -216,6 +222,7 @@ class Xokd:
             "umount": self._umount,
             "serve": self._serve,
             "run": self._run,
+            "repair": self._repair,
             "wait": self._wait,
             "down": self._down,
         }
@@ -245,6 +252,8 @@ class Xokd:
                 else str(entry.type),
                 "block": entry.db,
                 "uid": entry.uid,
+                "tainted": entry.kind == CatalogueEntry.ROOT and bool(entry.flags & FLAG_TAINTED),
+                "reason": self.system.reason(dev, entry),
                 "device": dev,
                 "disk": self.system.disks[dev].path,
             }
@@ -253,6 +262,7 @@ class Xokd:
 
     async def _mkfs(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
         """Whoever makes a file system owns it: XN's catalogue keeps the user whose environment made the root."""
+        self.patcher.check_idle()
         name = _name(request["name"])
         owner = ["--dev", str(self._device(request)), "--uid", str(peer.uid), "--gid", str(peer.gid)]
         if fds:
@@ -279,6 +289,7 @@ class Xokd:
 
     async def _mount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
         """`fds`: the directory, which a user must have opened, and the file system's code if it brings its own."""
+        self.patcher.check_idle()
         name, directory, user = _name(request["name"]), request["directory"], None
         if not fds:
             raise BadCall("`mount` needs a descriptor of the directory")
@@ -302,6 +313,7 @@ class Xokd:
         return {}
 
     async def _serve(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        self.patcher.check_idle()
         name, interface = _name(request["name"]), parse_interface(request["address"])
         port = int(request["port"])
         if self.keepers is None:
@@ -343,6 +355,7 @@ class Xokd:
         raise ServingFailed(f"{interface.ip} port {port}: {how}{self._last_words(record)}")
 
     async def _run(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        self.patcher.check_idle()
         if len(fds) != 2:
             raise BadCall("`run` needs the program and somewhere for its output")
         interface = parse_interface(request["address"]) if request.get("address") else None
@@ -361,6 +374,31 @@ class Xokd:
         )
         os.close(fds.pop())  # the caller sees the end of the output when the environment has ended
         return await self._until_end(record, connection)
+
+    async def _repair(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
+        """`fds`: somewhere for the output, and the patch program if it is not one of ours."""
+        name = _name(request["name"])
+        if not 1 <= len(fds) <= 2:
+            raise BadCall("`repair` needs somewhere for its output")
+        seconds = float(request.get("seconds") or PATCH_SECONDS)
+        self.patcher.check_idle()
+        dev, entry = self._root(name, request.get("disk"))
+        if peer.uid not in (0, entry.uid):
+            raise NotAllowed(f"{name} belongs to user {entry.uid}")
+        if not 0 < seconds <= (MAX_PATCH_SECONDS if peer.uid == 0 else PATCH_SECONDS):
+            raise BadCall(f"{seconds:g} seconds are too many")
+        report = self.system.patching.reports.get(dev)
+        if peer.uid and not (report and report.log(name)):  # nobody can use the disk meanwhile
+            raise NotAllowed(f"reconstruction found nothing wrong in {name}")
+        arguments = [name, "--dev", str(dev), *(["--force"] if request.get("force") is True else [])]
+        if len(fds) == 2:
+            program = Program(_name(request["program"]), arguments, {confine.SOURCE: fds[1]}, _limits(peer))
+        else:
+            module = self.patcher.module_for(dev, entry)
+            if not module:
+                raise BadCall(f"there is no patch program for the type of {name}: bring one with --program FILE")
+            program = Program(module, arguments, limits=_limits(peer))
+        return await self.patcher.run(dev, entry, program, caller=peer.uid, output=fds[0], seconds=seconds)
 
     async def _wait(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
         """Until an environment or a mount has ended; meanwhile {"op": "stop"} ends it in order."""
@@ -407,6 +445,11 @@ class Xokd:
                 "without": sorted(self.config.without),
             },
             **self.system.status(),
+            "tainted": [
+                {"name": entry.name, "device": dev, "reason": self.system.reason(dev, entry)}
+                for dev, entry in self.system.catalogue()
+                if entry.kind == CatalogueEntry.ROOT and entry.flags & FLAG_TAINTED
+            ],
             "environments": [
                 {
                     "id": record.slot,

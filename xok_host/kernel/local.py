@@ -439,35 +439,31 @@ class LocalXok:
         return reports[DEV]
 
     def patch(self, root: str, program: Callable[[LocalEnvironment], bool]) -> str:
-        """Run a patch program on a tree of the first disk, as `xok repair` does: stop the disk, patch, start it again.
+        """Run a patch program on a tree of the first disk, as `xok repair` does: stop it, patch it, start it again.
 
         `program` tells whether it ended well.  Gives what speaks against the patches, which are not written then."""
         if self.started:
             self.stop()
         before = self._reconstruct(root, {})
         session = Patching(before, root, self.disk.read_block, now=self.now)
-        after, reason = before, ""
+        after, failure = before, ""
         for _ in range(MAX_ROUNDS):
             self.patching.session = session
             held = Capability(TREE, session.capability, Right.READ | Right.WRITE, root)
             env = self.environment([held], name="patch")
             try:
-                well = program(env)
+                failure = "" if program(env) else "the program failed"
             finally:
                 env.close()
                 self.patching.session = None
-            if not well:
-                reason = "the program failed"
-                break
-            if not session.take_round():
+            if failure or not session.take_round():
                 break
             session.found = after = self._reconstruct(root, session.patches)
-            reason = session.objection(after)
-            if not reason and not after.log(root):
+            if not session.objection(after) and not after.log(root):
                 break
-        if reason or after is before:
+        reason = failure or session.objection(after)
+        if reason:
             after = before
-            reason = reason or session.objection(before)
         self._repair(self.disk, after)
         self._boot()
         self.patching.reports[DEV] = after
