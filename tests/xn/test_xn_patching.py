@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from toy import DEV, Sector, Toy, da, element
+from toy import DEV, Sector, Toy, access, da, element, guard, install_type
 
 from xok_host.abi import errors as e
 from xok_host.abi.calls import ErrorKind, unpack_errors
+from xok_host.abi.template import Template
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB, da_block
+from xok_host.abi.udf import NEW, Function, load
 from xok_host.kernel.local import LocalEnvironment, LocalXok
 from xok_host.kernel.xn import recover
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED
@@ -249,3 +251,30 @@ def test_the_log_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> No
     assert report.totals["toy"] == [3, 0] and len(report.violations) == len(report.log("toy")) == 2
     assert report.reason("toy").endswith("and 2 errors more")
     assert all(da_block(error.da) == scene.node for error in report.log("toy"))
+
+
+@pytest.mark.parametrize("byte", [1, 9])
+def test_acl_approves_of_patches_as_of_other_changes(toy: Toy, byte: int) -> None:
+    """This one refuses what puts a 9 into the first byte of a sector."""
+    acl = Function()
+    new = acl.var(load(NEW + acl.part * SECTOR, 1))
+    with acl.if_(new == 9):
+        acl.return_(0)
+    acl.return_(1)
+    nothing = Function()
+    nothing.return_(0)
+    strict = Template(
+        name=b"strict", parts=SECTORS, access=access(), owns=nothing.finish(), guard=guard(), acl=acl.finish()
+    )
+    kind = install_type(toy.env, "strict", strict.pack())
+    root = toy.env.call("install_mount", DEV, 0, 1, kind, data=b"guarded").r0
+    toy.local.stop()
+
+    def program(env: LocalEnvironment) -> bool:
+        env.call("patch_write", da(root, 3 * SECTOR), cap=CAP, data=bytes([byte]))
+        return True
+
+    local = LocalXok(disk=toy.local.disk, format=False)
+    reason = local.patch("guarded", program)
+    assert ("acl of strict refuses" in reason) is (byte == 9)
+    assert local.disk.read_block(root)[3 * SECTOR] == (byte if byte != 9 else 0)
