@@ -189,3 +189,25 @@ def test_what_makes_no_sense(xok: Xok) -> None:
     assert xok.try_("repair", "nothing").status == exits.REFUSED
     assert xok.try_("repair", "vol", "--seconds", "0").status == exits.USAGE
     assert xok.try_("repair", "vol", "--program", "/nowhere").status == exits.USAGE
+    done = xok.try_("repair", "vol", user=54321, group=54321, extra_groups=[])
+    assert done.status == exits.NOT_ALLOWED and "belongs to user 0" in done.err
+
+
+def test_the_owner_of_a_file_system_repairs_it_with_a_program_of_his_own(xok: Xok, image: Image) -> None:
+    """And not when nothing is wrong: nobody can use the disk meanwhile."""
+    owner = {"user": 54321, "group": 54321, "extra_groups": []}
+    xok.up("--no-network")
+    xok("mkfs", "mine", **owner)
+    done = xok.try_("repair", "mine", **owner)
+    assert done.status == exits.NOT_ALLOWED and "nothing wrong" in done.err
+    xok("down")
+    entry = recover.read_catalogue(image.read, image.nblocks)[1].get("mine")
+    assert entry is not None
+    data = bytearray(image.read(entry.db)[:SECTOR])
+    sector.add(data, b"lost", 8, 0, layout.ino_of(entry.db, 3, 3))
+    image.write(entry.db * BLOCK, bytes(data))
+    image.not_clean()
+    xok.up("--no-network")
+    program = xok.program("from libfs.cffs.patch import main as mend\ndef main(env, argv): return mend(env, [*argv])\n")
+    out = xok("repair", "mine", "--force", "--program", program, **owner)
+    assert out.splitlines() == ["names that led nowhere dropped: 1", "mine is sound"]
