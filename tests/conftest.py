@@ -18,6 +18,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="tests/crash: go on until N distinct states of a disk after a power failure have been checked",
     )
+    parser.addoption(
+        "--fuzz-seconds",
+        type=float,
+        default=0,
+        metavar="N",
+        help="tests/model: fuzz the call channel, the import of types and a running xokd for N seconds each",
+    )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

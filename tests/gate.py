@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         print("the tests need what this machine lacks:", *missing, sep="\n  ")
         return 1
     if arguments:
-        on_demand = any(argument.startswith("--crash-states") for argument in arguments)
+        on_demand = any(argument.startswith(("--crash-states", "--fuzz-seconds")) for argument in arguments)
         return 0 if _step("pytest", [*tool, "pytest", *arguments], limit=None if on_demand else LIMIT) else 1
     (ROOT / "build").mkdir(exist_ok=True)
     pure = [f"tests/{part}" for part in PURE if any((ROOT / "tests" / part).glob("test_*.py"))]

@@ -12,8 +12,9 @@ if cython.compiled:
     from cython.cimports.libc.string import memcpy
 
 from xok_host.abi.calls import OpFlag
-from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached
+from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached, Locked
 from xok_host.abi.types import ALL_SECTORS, SECTOR, SECTORS, TYPE_XN_DB, Flag
+from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.pages import DATA, Access
 from xok_host.kernel.xn import order, udf
 from xok_host.kernel.xn.registry import NO_PAGE, Cached
@@ -116,7 +117,11 @@ def reserve(t: Transaction) -> None:
             raise BogusUpdate(f"partition {move.touched.part} does not own {move.count} plain blocks at {move.db}")
         check_own_pages(t, move.page, move.count, child_access(t, shadow))
         for db in range(move.db, move.db + move.count):
-            needed += device.get(db) is None
+            cached = device.get(db)
+            if cached is None:
+                needed += 1
+            elif cached.lock == LOCK_EXCLUSIVE and t.env not in cached.lock_holders:
+                raise Locked(f"block {db} is locked by another environment")
             if device.key(db) in t.shadows:
                 raise BadCall(f"block {db} is written and published in one transaction")
     for move in t.allocs:

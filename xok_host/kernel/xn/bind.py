@@ -110,6 +110,10 @@ def bind(
     entry: Cached | None
     started: cython.int = 0
     arena = device.pages.arena(access)
+    if any(kind not in device.types for triples in owned.values() for kind in triples[2::3]):
+        for db, count, part in extents:
+            for block in range(db, db + count):
+                device.type_of(udf.kind_of(owned[part], block))  # before the first block leaves quarantine
     for db, count, part in extents:
         for block in range(db, db + count):
             entry = device.get(block)

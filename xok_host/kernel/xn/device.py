@@ -32,6 +32,7 @@ _ATTACHED = int(Flag.ATTACHED)
 _BLOCK_LIMIT = cython.declare(cython.ulonglong, BLOCK_LIMIT)
 _META = int(Flag.META)
 _TEMPORARY = int(Flag.TEMPORARY)
+_QUARANTINE = int(Flag.QUARANTINE)
 _READING = int(Flag.READING)
 _VALID = int(Flag.VALID)
 _WILL_FREE = int(Flag.WILL_FREE)
@@ -107,7 +108,13 @@ class Device:
         entry.flags |= parent.flags & _TEMPORARY
 
     def insert(self, entry: Cached) -> None:
-        """Put the entry in the table, evicting another if it is full.  Raises LimitReached."""
+        """Put the entry in the table, evicting another if it is full.  Raises LimitReached.
+
+        Anybody may have prefetched the block while it was nobody's: what waits in quarantine goes."""
+        prefetched = self.registry.get(entry.key)
+        if prefetched is not None:
+            assert prefetched.flags & _QUARANTINE
+            self.forget(prefetched)
         if self.registry.full() and not self.kernel.evict_one():
             raise LimitReached("the registry is full of blocks that are dirty, pinned or locked")
         self.registry.insert(entry)

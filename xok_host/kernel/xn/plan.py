@@ -30,6 +30,8 @@ def order_of(t: Transaction) -> None:
             if entry.flags & _META:
                 freed[entry.key] = move.touched
     edges = t.edges
+    if t.moved:
+        no_circle(t)
     for loser, gainer, db, count in t.moved:
         for moved in device.cached_in(db, count):
             order.attached(moved)  # by where it was: remembered before it hangs elsewhere
@@ -79,6 +81,25 @@ def order_of(t: Transaction) -> None:
                 handed.append((waiter.entry, waiter.sector, parent, touched.sector))
     if edges or handed:
         order.check_cycle(edges + handed)
+
+
+def no_circle(t: Transaction) -> None:
+    """What is owned stays a tree: no block moves below itself, be it by way of others that move as well."""
+    device = t.device
+    assert device is not None
+    homes: dict[int, Cached] = {}
+    for _, gainer, db, count in t.moved:
+        for moved in device.cached_in(db, count):
+            if moved.flags & _META:
+                homes[moved.key] = gainer.shadow.entry
+    for key, home in homes.items():
+        seen = {key}
+        above: Cached | None = home
+        while above is not None:
+            if above.key in seen:
+                raise BogusUpdate(f"block {device.registry.cached[key].db} would be below itself")
+            seen.add(above.key)
+            above = homes.get(above.key) or above.parent
 
 
 def same_fate(entry: Cached, other: Cached) -> None:

@@ -6,7 +6,7 @@ from xok_host.kernel.xn.types cimport XnType
 
 
 cpdef run(Transaction t, bytes data, int call)
-cdef parse(Transaction t, bytes data)
+cdef parse(Transaction t, bytes data, int call)
 cdef Shadow shadow_of(Transaction t, unsigned long long da, bint plain)
 cdef show(Transaction t, unsigned long long da, long nvec)
 cdef Touched touch(Transaction t, Shadow shadow, unsigned int part)

@@ -96,7 +96,7 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
 
     `call`: the call of `SHAPES` that they must be the operations of, or 0."""
     try:
-        parse(t, data)
+        parse(t, data, call)
         if call:
             check_shape(t, call)
         t.at = t.nops
@@ -128,7 +128,7 @@ def check(t: Transaction) -> None:
     methods.approve(t)
 
 
-def parse(t: Transaction, data: bytes) -> None:
+def parse(t: Transaction, data: bytes, call: cython.int) -> None:
     at: cython.Py_ssize_t = 0
     size: cython.Py_ssize_t = len(data)
     kind: cython.int
@@ -155,6 +155,8 @@ def parse(t: Transaction, data: bytes) -> None:
         if nvec > _VECTORS:
             raise BadCall(f"operation {t.nops} has {nvec} vectors, at most {MAX_VECTORS}")
         t.kinds.append(kind)
+        if call and kind != _WITNESS:
+            check_begins(t, call)
         if kind == _PUBLISH and root_data(t, da, db, count, page, nvec):
             t.nops += 1
             continue
@@ -184,6 +186,13 @@ def parse(t: Transaction, data: bytes) -> None:
         t.nops += 1
     if not t.nops:
         raise BadCall("a transaction without operations")
+
+
+def check_begins(t: Transaction, call: int) -> None:
+    """An operation that the call does not take is refused as such, before it is looked into (TABLE-1)."""
+    kinds = tuple(kind for kind in t.kinds if kind != _WITNESS)
+    if not any(shape[: len(kinds)] == kinds for shape in SHAPES[call]):
+        raise BadCall(f"{CallNumber(call).name.lower()} takes {' or '.join(map(_kind_names, SHAPES[call]))}")
 
 
 def check_shape(t: Transaction, call: int) -> None:
@@ -358,6 +367,8 @@ def root_data(t: Transaction, da: int, db: int, count: int, page: int, nvec: int
         return False
     if nvec:
         raise BadCall("a root of plain data has no partitions to modify")
+    if not count:
+        raise BadCall("no blocks to publish")
     on_device(t, da)
     for block in range(db, db + count):
         root = device.get(block)
@@ -366,6 +377,8 @@ def root_data(t: Transaction, da: int, db: int, count: int, page: int, nvec: int
         assert root.access is not None
         if t.capability not in root.access.write:
             raise BadCapability(f"the capability does not allow writing block {block}")
+        if root.lock == LOCK_EXCLUSIVE and t.env not in root.lock_holders:
+            raise Locked(f"block {block} is locked by another environment")
     shadow = Shadow(entry, ZEROS, True)
     t.publishes.append(Move(Touched(shadow, NO_PARTITION, 0), db, count, TYPE_XN_DB, page, 0))
     return True
