@@ -2,8 +2,8 @@
 
     XOK_PURE=1 python -P tests/model/fuzz.py calls --seconds 3600 --seed 7 --save FILE
 
-Prints what it has done, each finding with its traceback, and writes the corpus with what each input gave (JSON), so that
-the compiled kernel can be held against it.  Exit status 1 if there was a finding.
+Prints what it has done, each finding with its traceback, and writes the corpus with what each input gave (JSON), so
+that the compiled kernel can be held against it.  Exit status 1 if there was a finding.
 """
 
 from __future__ import annotations

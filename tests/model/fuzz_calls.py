@@ -1,8 +1,8 @@
 """The call channel under fuzzing: an input is what hostile libOSes write into their rings.
 
 A part is one submission: which environment (1 byte), flags for the indices (1 byte), 64 bytes of ring entry, and the
-bytes that it puts into the operand area.  xokd's end of the ring (`KernelRing`) copies it out, and the kernel carries it
-out; every 8th part lets time pass as well.  Afterwards all of model_invariants must hold.
+bytes that it puts into the operand area.  xokd's end of the ring (`KernelRing`) copies it out, and the kernel carries
+it out; every 8th part lets time pass as well.  Afterwards all of model_invariants must hold.
 
 Environments: 0 owns tree `mine`, 1 the victim's `other` and `temp`, 2 holds nothing.
 """
@@ -19,7 +19,7 @@ from toy import DEV, Sector, Toy, da, element, install_type, take_pages, templat
 
 from xok_host.abi import channel
 from xok_host.abi import ops as build
-from xok_host.abi.calls import TEMPORARY_ROOT, CallNumber, Op, OpFlag, OpKind, pack_extents, pack_transaction
+from xok_host.abi.calls import TEMPORARY_ROOT, CallNumber, Op, OpKind, pack_extents, pack_transaction
 from xok_host.abi.channel import KernelRing
 from xok_host.abi.ops import Extent, Part
 from xok_host.abi.types import SECTOR, TYPE_XN_DB
@@ -53,8 +53,7 @@ class Scene:
         disk.data[:] = disk.durable[:] = self.image
         local = LocalXok(disk=disk, format=False, max_chunks=12, entries=256)
         self.envs: list[LocalEnvironment] = [
-            local.environment(roots=roots, uid=uid)
-            for uid, roots in ((11, ["mine", "raw"]), (12, ["other"]), (13, []))
+            local.environment(roots=roots, uid=uid) for uid, roots in ((11, ["mine", "raw"]), (12, ["other"]), (13, []))
         ]
         self.toys = [self.toy(local, self.envs[0], "mine"), self.toy(local, self.envs[1], "other")]
         temp = self.envs[1].call("install_mount", DEV, 0, 1, self.node | TEMPORARY_ROOT, data=b"temp")
@@ -97,7 +96,9 @@ class Scene:
             memory, ring, env = self.rings[who], kernel_rings[who], self.envs[who]
             operands = raw[2 + channel.ENTRY.size :][: 1 << 14]
             place = channel.SQ_OFFSET + tails[who] % channel.SUBMISSIONS * channel.ENTRY.size
-            memory[place : place + channel.ENTRY.size] = raw[2 : 2 + channel.ENTRY.size].ljust(channel.ENTRY.size, b"\0")
+            memory[place : place + channel.ENTRY.size] = raw[2 : 2 + channel.ENTRY.size].ljust(
+                channel.ENTRY.size, b"\0"
+            )
             memory[channel.DATA_OFFSET : channel.DATA_OFFSET + len(operands)] = operands
             tails[who] += 1
             wild = len(raw) > 1 and raw[1] & 0xF0 == 0xF0  # any index it likes
@@ -138,7 +139,9 @@ class Scene:
 
     # ---- what it begins with
 
-    def submission(self, who: int, number: int, *scalars: int, cap: int = 0, data: bytes = b"", flags: int = 0) -> bytes:
+    def submission(
+        self, who: int, number: int, *scalars: int, cap: int = 0, data: bytes = b"", flags: int = 0
+    ) -> bytes:
         padded = (*scalars, 0, 0, 0, 0)[:4]
         fields = (number, flags, cap, 7, 0, len(data), 1 << 20, 1 << 12, *padded)
         return bytes((who, 0)) + channel.ENTRY.pack(*fields) + data
@@ -170,11 +173,13 @@ class Scene:
             s(2, c.INSTALL_MOUNT, DEV, 0, 1, TYPE_XN_DB | TEMPORARY_ROOT, data=b"scratch"),
             s(0, c.TYPE_IMPORT, DEV, data=b"raw"), s(0, c.RESERVE_TYPE, DEV, data=b"later"),
             s(0, c.MOUNT, DEV, cap=cap, data=b"mine"), s(0, c.TYPE_MOUNT, DEV, data=b"node"),
-            s(0, c.UNINSTALL_MOUNT, DEV, cap=2, data=b"raw"), s(0, c.READ_AND_INSERT, DEV, data=pack_extents([(free, 2, 0)])),
+            s(0, c.UNINSTALL_MOUNT, DEV, cap=2, data=b"raw"),
+            s(0, c.READ_AND_INSERT, DEV, data=pack_extents([(free, 2, 0)])),
             s(0, c.INSERT_ATTR, da(root), cap=cap, data=one), s(0, c.INSERT_AND_READ, da(root), cap=cap, data=one),
             s(0, c.DELETE_ATTR, DEV, data=one), s(0, c.WRITEBACK, DEV, db, 1, 0, data=b""),
             s(0, c.WRITEBACKV, DEV, data=whole), s(0, c.FLUSH, DEV), s(0, c.MARK_DIRTY, DEV, data=one),
-            s(0, c.READB, da(db), 64, cap=cap), s(0, c.READ_ATTR, da(db)), s(0, c.READ_CATALOGUE, DEV), s(0, c.DEV_LIST),
+            s(0, c.READB, da(db), 64, cap=cap), s(0, c.READ_ATTR, da(db)), s(0, c.READ_CATALOGUE, DEV),
+            s(0, c.DEV_LIST),
             s(0, c.INFO, DEV), s(0, c.FINDFREE, DEV, 0, 1), s(0, c.LIST_WRITEABLE, DEV), s(0, c.ROOT, DEV),
             s(0, c.GET_REFCNT, element(child, 0, 0), cap=cap), s(0, c.GET_NOWNS, da(root), cap=cap),
             s(0, c.UDF_ENUM, da(root), 0, 8, cap=cap), s(0, c.LOCK, da(root), 2, cap=cap), s(0, c.UNLOCK, da(root), 2),
@@ -183,7 +188,8 @@ class Scene:
             s(0, c.FREE, cap=cap, data=pack_transaction(build.free(part(root, 0, lost), Extent(db, 1)))),
             s(0, c.ADD_EDGE, cap=cap, data=pack_transaction(edge)),
             s(0, c.SET_TYPE, cap=cap, data=pack_transaction(build.set_type(part(root, 5, Sector(generation=3))))),
-            s(0, c.MOVE, cap=cap, data=pack_transaction(build.move(part(root, 0, lost), part(child, 3, moved), Extent(db, 1)))),
+            s(0, c.MOVE, cap=cap, data=pack_transaction(
+                build.move(part(root, 0, lost), part(child, 3, moved), Extent(db, 1)))),
             s(0, c.MOVE, cap=cap, data=pack_transaction(
                 build.move(part(root, 1, lost), part(child, 3, circle), Extent(child, 1)))),
             s(0, c.SWAP, cap=cap, data=pack_transaction(build.swap(
@@ -192,14 +198,21 @@ class Scene:
         ]  # fmt: skip
         durable = [s(0, c.WRITEBACKV, DEV, data=whole), s(0, c.FLUSH, DEV)]
         story = [one_call[i] for i in (1, 35, 36, 37)]
-        contested = [s(0, c.LOCK, da(root), 2, cap=cap), s(1, c.LOCK, da(other.root), 1, cap=other.cap), s(1, c.FLUSH, DEV)]
-        steal = s(0, c.TRANSACT, cap=cap, data=pack_transaction([
-            Op(OpKind.MODIFY, da(root), 6, writes=[(6 * SECTOR, Sector(pointers=[(self.secret, 1, 1, 0)]).pack())])]))  # fmt: skip
-        zero = s(0, c.TRANSACT, cap=cap, data=pack_transaction([Op(
-            OpKind.ALLOC, da(root), 2, free, 1, TYPE_XN_DB, 0, OpFlag.ZERO, [(2 * SECTOR, pointed.pack())])]))  # fmt: skip
+        contested = [
+            s(0, c.LOCK, da(root), 2, cap=cap),
+            s(1, c.LOCK, da(other.root), 1, cap=other.cap),
+            s(1, c.FLUSH, DEV),
+        ]
+        stolen = Op(OpKind.MODIFY, *self.named(part(root, 6, Sector(pointers=[(self.secret, 1, TYPE_XN_DB, 0)]))))
+        steal = s(0, c.TRANSACT, cap=cap, data=pack_transaction([stolen]))
+        zeroed = build.alloc(part(root, 2, pointed), Extent(free, 1, TYPE_XN_DB), zero=True)
+        zero = s(0, c.TRANSACT, cap=cap, data=pack_transaction(zeroed))
         found: list[Input] = [[call] for call in one_call]
         return [*found, [*story, *durable], [*contested, *one_call[-6:-2]], [steal, *durable, zero, *durable],
                 [one_call[13], one_call[36], one_call[16]]]  # fmt: skip
+
+    def named(self, part: Part) -> tuple[Any, ...]:
+        return part.da, part.own_id, 0, 0, 0, 0, 0, part.writes
 
     def part(self, db: int, sector: int, new: Sector) -> Part:
         return Part(da(db), sector, [(sector * SECTOR, new.pack())])
@@ -207,7 +220,18 @@ class Scene:
     def words(self) -> list[int]:
         """Numbers that mean something here."""
         mine, other = self.toys
-        blocks = [mine.root, other.root, self.temp, self.data, self.child, self.secret, mine.free_block(), NBLOCKS, 0, 1]
+        blocks = [
+            mine.root,
+            other.root,
+            self.temp,
+            self.data,
+            self.child,
+            self.secret,
+            mine.free_block(),
+            NBLOCKS,
+            0,
+            1,
+        ]
         found: list[int] = [*blocks, *(da(db) for db in blocks), element(self.child, 0, 0), self.node, TYPE_XN_DB]
         found += [int(call) for call in CallNumber] + [int(kind) for kind in OpKind] + [*self.pages, DEV, 1, 2, 3]
         for env in self.envs:

@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of whatever takes a list of byte strings: mutate, run, keep what reaches a new line.
 
-Ours, because what exists does not fit: atheris has binaries for x86-64 and some versions of Python only, and the project
-runs on others.  It is deterministic for a seed and a number of executions.  Lines are counted in the uncompiled kernel
-and ABI (XOK_PURE=1), with `sys.monitoring` where Python has it (each line then costs once) and `sys.settrace` elsewhere.
+Ours, because what exists does not fit: atheris has binaries for x86-64 and some versions of Python only, and the
+project runs on others.  It is deterministic for a seed and a number of executions.  Lines are counted in the
+uncompiled kernel and ABI (XOK_PURE=1), with `sys.monitoring` where Python has it (each line then costs once) and
+`sys.settrace` elsewhere.
 
 FUZZ-1  A run that raises anything is a finding, and so is one that takes longer than `HANG_SECONDS`.
 FUZZ-2  A finding is made shorter as long as it stays the same finding.
@@ -27,7 +28,23 @@ Input = list[bytes]
 WATCHED = (f"{ROOT}/xok_host/kernel/", f"{ROOT}/xok_host/abi/")
 HANG_SECONDS = 5
 MAX_PARTS = 24
-EDGES = [0, 1, 2, 7, 8, 255, 4095, 4096, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 44, (1 << 63), (1 << 64) - 1]
+EDGES = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    255,
+    4095,
+    4096,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 32,
+    1 << 44,
+    (1 << 63),
+    (1 << 64) - 1,
+]
 
 
 class Hang(BaseException):
@@ -157,7 +174,9 @@ class Fuzzer:
                 self.run(given, coverage or nullcontext)
         except (Exception, Hang) as wrong:  # FUZZ-1
             frames = traceback.extract_tb(wrong.__traceback__)
-            place = "" if isinstance(wrong, Hang) else f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}"
+            place = (
+                "" if isinstance(wrong, Hang) else f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}"
+            )
             text = "".join(traceback.format_exception(wrong)[-6:])
             return Finding(f"{type(wrong).__name__}{place}", text, given)
         return None

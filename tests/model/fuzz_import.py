@@ -27,7 +27,9 @@ BLOCKS = (
     bytes(BLOCK),
     b"\xff" * BLOCK,
     b"".join(
-        Sector([(100 + i, 1, TYPE_XN_DB, i) for i in range(POINTERS)], [s] * ELEMENTS, [(1 << 56) + (5 << 12) + s]).pack()
+        Sector(
+            [(100 + i, 1, TYPE_XN_DB, i) for i in range(POINTERS)], [s] * ELEMENTS, [(1 << 56) + (5 << 12) + s]
+        ).pack()
         for s in range(SECTORS)
     ),
     hashlib.sha512(b"random").digest() * (BLOCK // 64),
@@ -104,7 +106,9 @@ def target() -> tuple[Any, list[Input], list[int]]:
     whole = {"access": access(), "owns": owns(), "refs": refs(), "refcnt": refcnt(), "guard": guard()}
     codes = [whole.get(name, b"") for name in PROGRAMS]
     bare = [whole[name] if name in ("access", "owns") else b"" for name in PROGRAMS]
-    approving = [code or (whole["guard"] if name in ("acl", "size") else b"") for name, code in zip(PROGRAMS, codes, strict=True)]
+    approving = [
+        code or (whole["guard"] if name in ("acl", "size") else b"") for name, code in zip(PROGRAMS, codes, strict=True)
+    ]
     header = [bytes(form.HEADER.size), *codes]
     operations = [byte for byte in range(256)]  # all opcodes: the language's own numbers
     offsets = [struct.unpack("<Q", bytes([op, 0x21, 8, 0, 1, 0, 0, 0]))[0] for op in operations]

@@ -106,7 +106,9 @@ def check_holdings(local: LocalXok, in_core: set[int]) -> None:
         assert kernel.pages.in_use == len(held | set(pins)), "pages are held by nobody who is alive"
     for entry in kernel.registry.cached.values():
         if entry.page != NO_PAGE:
-            assert entry.pins == pins[entry.page], f"block {entry.db} has {entry.pins} pins, held are {pins[entry.page]}"
+            assert entry.pins == pins[entry.page], (
+                f"block {entry.db} has {entry.pins} pins, held are {pins[entry.page]}"
+            )
         for env in entry.lock_holders:
             assert env.alive and entry in env.locks, f"block {entry.db} is locked by the dead"
         modes = list(entry.lock_holders.values()) if entry.lock_holders else []
@@ -172,7 +174,16 @@ def check_tables(local: LocalXok, env: LocalEnvironment) -> None:
     for entry in device.entries():
         seen = env.registry.lookup(entry.key)
         assert seen is not None, f"block {entry.db} is in core, and not in the table"
-        said = (seen.page, seen.generation, seen.type, seen.flags | Flag.ATTACHED, seen.dirty, seen.pins, seen.lock, seen.writer)
+        said = (
+            seen.page,
+            seen.generation,
+            seen.type,
+            seen.flags | Flag.ATTACHED,
+            seen.dirty,
+            seen.pins,
+            seen.lock,
+            seen.writer,
+        )
         assert said == (
             entry.page,
             entry.generation,
@@ -212,7 +223,14 @@ def state(local: LocalXok) -> Any:
 
 def _state_of(local: LocalXok, entry: Any) -> Iterator[Any]:
     # ATTACHED is remembered when it is first asked for: it says nothing that was not so before.
-    yield from (entry.page, entry.generation, entry.type, entry.flags & ~int(Flag.ATTACHED), entry.dirty, entry.in_flight)
+    yield from (
+        entry.page,
+        entry.generation,
+        entry.type,
+        entry.flags & ~int(Flag.ATTACHED),
+        entry.dirty,
+        entry.in_flight,
+    )
     yield from (entry.written, entry.durable, entry.pins, entry.writer, entry.total_taint, entry.lock)
     yield tuple(entry.taint)
     yield entry.parent_da

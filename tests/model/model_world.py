@@ -24,7 +24,6 @@ from xok_host.abi.calls import (
     CatalogueEntry,
     Event,
     Op,
-    OpFlag,
     OpKind,
     pack_extents,
     pack_transaction,
@@ -300,6 +299,10 @@ class World:
         self.expect(who, errors, address, generation, cap=cap, then=then)
 
     def do_unpin(self, who: Holder) -> None:
+        if self.right and not who.pins:
+            self.row = "pin"
+            self.do_pin(who)
+            self.row = "unpin"
         pinned = [page for other in self.holders for page in other.pins]
         page = self.random.choice([*who.pins, *who.pins, *pinned, 1 << 50])
         errors: Errors = set() if who.pins[page] else {e.NotFound}
@@ -422,6 +425,11 @@ class World:
         dev, errors = self.dev()
         name, wrong = self.name()
         text = name.decode(errors="replace")
+        if self.right:
+            text, wrong = "held", set()
+            name = text.encode()
+            if text not in model.trees and text not in model.names:
+                self.install(who, text, 0, 1, TYPE_XN_DB)
         if text in ("one", "two", "temp") and not self.one_in(4):
             return  # they are what everything else is about
         errors |= wrong
@@ -460,9 +468,9 @@ class World:
 
     def do_read_and_insert(self, who: Holder) -> None:
         dev, errors = self.dev()
-        found, data, wrong = self.extents()
+        _, data, wrong = self.extents()
         if self.one_in(2):
-            found, data, wrong = [], b"", set()
+            data, wrong = b"", set()
         self.expect(who, errors | wrong, dev, data=data)
 
     def binding(self, who: Holder, *, in_core: bool) -> None:
@@ -699,7 +707,7 @@ class World:
 
     def ops_swap(self, who: Holder) -> list[Op]:
         one, other = self.pointer(who), self.pointer(who)
-        for _ in range(9 if self.right else 0):  # in two sectors only what is temporary can
+        for _ in range(60 if self.right else 0):  # in two sectors only what is temporary can
             if one is None or other is None or one[:2] != other[:2] and self.model.temporary(one[0]):
                 break
             one, other = self.pointer(who), self.pointer(who)
@@ -795,6 +803,14 @@ class World:
         self.transaction(who, "move", self.ops_move(who))
 
     def do_swap(self, who: Holder) -> None:
+        temporary = {tree.id for tree in self.model.trees.values() if tree.temporary}
+        able = [
+            h for h in self.holders if any(tree in temporary and rights & WRITE for tree, rights in h.caps.values())
+        ]
+        if self.right and able:
+            who = self.random.choice(able)
+            for _ in range(2):
+                self.transaction(who, "alloc", self.ops_alloc(who))
         self.transaction(who, "swap", self.ops_swap(who))
 
     def do_writeb(self, who: Holder) -> None:
@@ -856,6 +872,28 @@ class World:
                     assert entry.capability == (tree.id if tree.id in mine else 0), "a capability number leaks"
 
         self.expect(who, errors, dev, then=then)
+
+    def do_read_errors(self, who: Holder) -> None:
+        dev, errors = self.dev()
+        name, wrong = self.name()
+        errors |= wrong
+        tree = self.model.trees.get(name.decode(errors="replace"))
+        cap = self.cap_for(who, tree.db if tree else 0)
+        if tree is None:
+            errors.add(e.NotFound)
+        elif who.tree(cap, READ) != tree.id:
+            errors.add(e.BadCapability)
+        if tree is None and name.decode(errors="replace") in self.model.names:
+            errors.add(e.BadCapability)  # a type's, or a reservation's
+        first = self.random.choice([0, 1, (1 << 64) - 1])
+        self.expect(who, errors, dev, first, cap=cap, data=name, then=lambda done: _equal(done.data, b""))
+
+    def do_patch_read(self, who: Holder) -> None:
+        """No tree is being patched: the tests of reconstruction have that."""
+        self.expect(who, {e.NotAllowed}, self.address(self.db()), cap=self.cap(who))
+
+    def do_patch_write(self, who: Holder) -> None:
+        self.expect(who, {e.NotAllowed}, self.address(self.db()), cap=self.cap(who), data=b"bytes")
 
     def do_dev_list(self, who: Holder) -> None:
         self.expect(who, set(), then=lambda done: _equal(done.data, struct.pack("<Q", DEV)))
@@ -951,6 +989,7 @@ class World:
         others = [held for holder, held in holders.items() if holder is not who]
         blocked = EXCLUSIVE in others or (mode == EXCLUSIVE and bool(others))
         if errors or (holders.get(who, 0) >= mode) or not (blocked or waiters):
+
             def then(done: Any) -> None:
                 holders[who] = max(mode, holders.get(who, 0))
 

@@ -143,8 +143,10 @@ class Model:
         kinds = tuple(op.kind for op in ops if op.kind != OpKind.WITNESS)
         if call in SHAPES and kinds not in SHAPES[call]:
             judged.errors.add(e.BadCall)
-        if call == "swap" and kinds == SHAPES["swap"][0] and any(
-            one.page >> 12 != other.da >> 12 for one, other in zip(ops, reversed(ops), strict=True)
+        if (
+            call == "swap"
+            and kinds == SHAPES["swap"][0]
+            and any(one.page >> 12 != other.da >> 12 for one, other in zip(ops, reversed(ops), strict=True))
         ):
             judged.errors.add(e.BadCall)
         judged.ownership()

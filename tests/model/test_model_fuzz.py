@@ -28,7 +28,16 @@ BOUND_MS = 1000
 
 
 def fuzzed(name: str, seconds: float, save: Path) -> str:
-    command = [sys.executable, "-P", f"{ROOT}/tests/model/fuzz.py", name, "--seconds", str(seconds), "--save", str(save)]
+    command = [
+        sys.executable,
+        "-P",
+        f"{ROOT}/tests/model/fuzz.py",
+        name,
+        "--seconds",
+        str(seconds),
+        "--save",
+        str(save),
+    ]
     environment = {**os.environ, "XOK_PURE": "1", "PYTHONPATH": ROOT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
@@ -80,6 +89,15 @@ def test_the_fuzzer_is_deterministic_and_follows_lines() -> None:
 ATTACK = r"""
 CORPUS = [[bytes.fromhex(part) for part in given] for given in json.loads(%r)]
 NUMBERS = %r
+
+def take(ring):
+    tail = ring._load(channel.CQ_TAIL)
+    count = tail - ring._cq_head & 0xFFFFFFFF
+    if count > channel.COMPLETIONS:
+        return 0  # half of a new index: the next look shows all of it
+    ring._cq_head = tail
+    ring._store(channel.CQ_HEAD, tail)
+    return count
 
 def main(env, argv):
     import random
@@ -137,11 +155,9 @@ def main(env, argv):
             pass
         until = time.monotonic() + 0.5
         while ring._load(channel.SQ_HEAD) != ring._sq_tail and time.monotonic() < until:
-            taken += (ring._load(channel.CQ_TAIL) - ring._load(channel.CQ_HEAD)) & 0xFFFFFFFF
-            ring._store(channel.CQ_HEAD, ring._load(channel.CQ_TAIL))
             time.sleep(0.0005)
-        taken += (ring._load(channel.CQ_TAIL) - ring._load(channel.CQ_HEAD)) & 0xFFFFFFFF
-        ring._store(channel.CQ_HEAD, ring._load(channel.CQ_TAIL))
+            taken += take(ring)
+        taken += take(ring)
     print(json.dumps({"sent": sent, "answered": taken}), flush=True)
 """
 
@@ -175,7 +191,7 @@ def test_a_running_xokd_outlives_it(request: pytest.FixtureRequest, tell: list[s
         assert started.returncode == 0, out
         said = json.loads(out.splitlines()[-1])
         assert calm["worst ms"] < BOUND_MS and calm["calls"] > 10, calm
-        assert said["answered"] > 500, said
+        assert 500 < said["answered"] <= said["sent"] + 1000, said
         field.check()
         status = field.xok.status()
         assert status["environments"] == []

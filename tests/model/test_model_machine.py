@@ -18,8 +18,8 @@ from xok_host.kernel.xn import bind, locks, verify
 
 DICE = st.integers(0, 1 << 32)
 OFTEN = ("transact", "alloc", "add_edge", "page_alloc", "free", "move", "lock", "writebackv", "flush")
-REFUSED = {"filter_insert", "filter_remove"}
-"""Calls of a kernel with a network: this one has none."""
+REFUSED = {"filter_insert", "filter_remove", "patch_read", "patch_write"}
+"""Calls of a kernel with a network, or of one that patches a disk: this one does neither."""
 
 
 class Machine(RuleBasedStateMachine):
