@@ -19,6 +19,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from mounts.errors import errno_of
+from mounts.invalidate import Invalidator
 from mounts.lookups import LookupCounts
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
         self._root = fs.root_ino
         self.lookups = LookupCounts(self._forgotten)
         self._privileged: dict[int, int] = {}
+        self._invalidator = Invalidator(lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False))
         fs.on_invalidate = self.invalidate
 
     # ---- translation
@@ -109,11 +111,7 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
         if ino in self.lookups or ino == self._root:
             for name in names:
                 pyfuse3.invalidate_entry_async(self._out(ino), name, ignore_enoent=True)
-            try:
-                pyfuse3.invalidate_inode(self._out(ino), attr_only=False)
-            except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
+            self._invalidator.add(self._out(ino))
 
     # ---- names
 

@@ -45,7 +45,7 @@ class RingEnvironment:
 
     def close(self) -> None:
         self.bell.close()
-        self.ring.memory.release()
+        self.ring.release()
         self.memory.close()
 
 

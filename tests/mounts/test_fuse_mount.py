@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -102,6 +103,36 @@ def test_attributes(mount: Mount) -> None:
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o640, 5, 6)
     assert (found.st_atime_ns, found.st_mtime_ns) == (1_000_000_001, 2_000_000_002)
     assert os.statvfs(path).f_namemax == 255
+
+
+MNT_FORCE = 1
+
+
+class Contended(MemoryFileSystem):
+    """Each write comes with news that another environment wants the file."""
+
+    def write(self, ino: int, offset: int, data: bytes) -> int:
+        self.on_invalidate(ino)
+        return super().write(ino, offset, data)
+
+
+def test_an_invalidation_does_not_wait_for_the_request_that_its_server_is_to_answer(tmp_path: Path) -> None:
+    """INV-1: the kernel holds the pages of a WRITE until it is answered, and an invalidation waits for them."""
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    mounted = Mount(directory, Contended)
+    try:
+        words = ["dd", "if=/dev/zero", f"of={directory}/f", "bs=1000", "count=64", "status=none"]  # parts of pages
+        writer = subprocess.Popen(words)
+        try:
+            assert writer.wait(30) == 0
+        except subprocess.TimeoutExpired:
+            ctypes.CDLL(None).umount2(os.fsencode(directory), MNT_FORCE)  # or neither would ever end
+            writer.wait()
+            pytest.fail("the server waits for itself")
+        assert (directory / "f").stat().st_size == 64_000
+    finally:
+        mounted.close()
 
 
 def test_writing_takes_setuid_away(mount: Mount) -> None:

@@ -14,6 +14,7 @@ nothing; it answers into the completion ring and into the result area the entry 
 CH-2  All indices are free-running u32, masked on use: no value of theirs reaches outside.
 CH-3  xokd takes at most what the completion ring can answer, so it never waits for a libOS that does not read.
 CH-4  Operand and result ranges are clipped to the data area; a range that does not fit is `BadCall`.
+CH-5  An index is stored and loaded whole; the host is little-endian, like everything in the ring.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ CQ_OFFSET = SQ_OFFSET + SUBMISSIONS * ENTRY.size
 DATA_OFFSET = (CQ_OFFSET + COMPLETIONS * COMPLETION.size + 4095) // 4096 * 4096
 RING_BYTES = DATA_OFFSET + DATA_BYTES
 
-_U32 = struct.Struct("<I")
 _MASK32 = 0xFFFF_FFFF
 
 
@@ -80,12 +80,19 @@ class _Ring:
         if len(memory) < RING_BYTES:
             raise ValueError(f"a call ring has {RING_BYTES} bytes")
         self.memory = memory
+        # One load or store of the processor each (CH-5); `struct` would write zeros first, which the other side sees.
+        self._words = memory[:RING_BYTES].cast("I")
 
     def _load(self, at: int) -> int:
-        return int(_U32.unpack_from(self.memory, at)[0])
+        return self._words[at >> 2]
 
     def _store(self, at: int, value: int) -> None:
-        _U32.pack_into(self.memory, at, value & _MASK32)
+        self._words[at >> 2] = value & _MASK32
+
+    def release(self) -> None:
+        """Let go of the memory, so that it can be unmapped."""
+        self._words.release()
+        self.memory.release()
 
 
 class KernelRing(_Ring):

@@ -53,12 +53,19 @@ class RingMemory:
         if len(memory) < RING_BYTES:
             raise ValueError(f"a packet ring has {RING_BYTES} bytes, not {len(memory)}")
         self.memory = memory
+        # One load or store of the processor each; `struct` would write zeros first, which the other side sees.
+        self._words = memory[:RING_BYTES].cast("I")
 
     def load(self, at: int) -> int:
-        return int(LENGTH.unpack_from(self.memory, at)[0])
+        return self._words[at >> 2]
 
     def store(self, at: int, value: int) -> None:
-        LENGTH.pack_into(self.memory, at, value & _MASK32)
+        self._words[at >> 2] = value & _MASK32
+
+    def release(self) -> None:
+        """Let go of the memory, so that it can be unmapped."""
+        self._words.release()
+        self.memory.release()
 
     def put(self, area: int, tail: int, head: int, parts: Sequence[bytes | bytearray | memoryview]) -> int:
         """Append one record and return the new tail, or -1 if there is no room.  The caller publishes the tail."""

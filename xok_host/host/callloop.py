@@ -128,7 +128,7 @@ class CallLoop:
         client.sock.close()
         for token in [token for token, pending in self._pending.items() if pending.client is client]:
             del self._pending[token]
-        client.ring.memory.release()
+        client.ring.release()
         client.memory.close()
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:

@@ -206,7 +206,7 @@ class NetEdge:
             self._free_queues.append(receiver.queue)
         if receiver.ring is not None and receiver.memory is not None and receiver.doorbell is not None:
             receiver.doorbell.close()
-            receiver.ring.memory.release()
+            receiver.ring.release()
             receiver.memory.close()
         self._free_ports.append(receiver.port)
 
@@ -332,7 +332,7 @@ class NetEdge:
             receiver = self._receivers.pop(env)
             if receiver.ring is not None and receiver.memory is not None and receiver.doorbell is not None:
                 receiver.doorbell.close()
-                receiver.ring.memory.release()
+                receiver.ring.release()
                 receiver.memory.close()
         self._by_port.clear()
         if self.steering is not None:

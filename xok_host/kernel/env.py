@@ -13,7 +13,7 @@ MAX_PAGE_PINS = 32768
 """Pins of all environments on one page: a page's holds are counted in 16 bits, and others hold it as well."""
 MAX_PAGES = 65536
 """Pages that one environment may hold unpublished; never more than half of memory."""
-MAX_WRITE_TREES = 16
+MAX_WRITE_TREES = 32
 """Trees for whose blocks one environment takes pages: each costs an arena of whole chunks, for as long as it lives."""
 MAX_LOCKS = 4096
 """Locks that one environment may hold or wait for."""

@@ -20,7 +20,7 @@ from xok_host.kernel.xn.format import (
     unpack_catalogue_sector,
 )
 
-MAX_NAMES_OF_USER = CATALOGUE_LIMIT // 16
+MAX_NAMES_OF_USER = CATALOGUE_LIMIT // 4
 """Roots, types and reservations of one user, so that nobody fills the catalogue of all, or memory: a root in core has a
 chunk of its own.  The administrator (uid 0), who
 makes the file systems that users share and can remove whatever fills it, is not bound."""
