@@ -39,6 +39,7 @@ from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB, Flag, Right
 from xok_host.abi.udf import META, NEW, Function, load
 from xok_host.kernel.capability import TREE, Capability
 from xok_host.kernel.local import LocalXok
+from xok_host.kernel.xn import verify
 
 
 def state(toy: Toy) -> tuple[object, ...]:
@@ -353,3 +354,10 @@ def test_a_guard_that_changes_waits_for_what_it_guards(toy: Toy) -> None:
 
 
 GUARD_BYTE = 7 * SECTOR + 510
+
+
+def test_what_others_left_uncounted_is_not_charged_to_the_next() -> None:
+    """A type is shared: instructions of refused transactions must not use up somebody else's budget."""
+    toy = Toy(LocalXok())
+    toy.local.kernel.devices[DEV].types[toy.type].spent = verify.UDF_BUDGET
+    toy.add_data(toy.root, 0, b"x")

@@ -30,6 +30,7 @@ _NOT_ASKED = (EMPTY, EMPTY, EMPTY)
 
 def modifications(t: Transaction) -> None:
     """Discriminators, `acl`, and a guard that would change what children may be read by."""
+    settle(t)
     shadow: Shadow
     xtype: XnType
     for shadow in t.shadows.values():
@@ -152,6 +153,17 @@ def question(t: Transaction) -> None:
     charge(t)
 
 
+def settle(t: Transaction) -> None:
+    """What others left uncounted in the types (a refused transaction, say) is not this transaction's."""
+    shadow: Shadow
+    xtype: XnType
+    for shadow in t.shadows.values():
+        xtype = shadow.entry.xtype
+        if xtype.spent:
+            t.kernel.counters.add("udf_instructions", xtype.spent)
+            xtype.spent = 0
+
+
 def charge(t: Transaction) -> None:
     """Count what the UDFs have taken.  Raises UdfFailed when it is too much for one transaction."""
     spent = 0
@@ -163,11 +175,11 @@ def charge(t: Transaction) -> None:
         spent += xtype.spent
         runs += xtype.runs
         xtype.spent = xtype.runs = 0
-    t.spent = spent
+    t.spent += spent
     counters = t.kernel.counters
     counters.add("udf_instructions", spent)
     counters.add("udf_runs", runs)
-    if spent > UDF_BUDGET:
+    if t.spent > UDF_BUDGET:
         raise UdfFailed(f"the transaction's UDFs take more than {UDF_BUDGET} instructions")
 
 
