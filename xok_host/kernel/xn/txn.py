@@ -77,7 +77,6 @@ _WRITEB = cython.declare(cython.int, int(OpKind.WRITEB))
 _ADD_EDGE = cython.declare(cython.int, int(OpKind.ADD_EDGE))
 _DROP_EDGE = cython.declare(cython.int, int(OpKind.DROP_EDGE))
 _MOVE = cython.declare(cython.int, int(OpKind.MOVE))
-_ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
 
 _DB_MASK = cython.declare(cython.ulonglong, (1 << 44) - 1)

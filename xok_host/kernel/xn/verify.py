@@ -17,7 +17,6 @@ from xok_host.abi.errors import BogusUpdate, Locked, NotInCore, RefcountWrong, R
 from xok_host.abi.types import Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.xn import udf
-from xok_host.kernel.xn.registry import Cached
 from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, NO_PARTITION, Claim, Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types import XnType
 
@@ -81,14 +80,17 @@ def remembered(touched: Touched) -> tuple[array[int], array[int], array[int]]:
     memo = shadow.entry.memo
     said = memo.get(touched.part)
     if said is None:
-        said = memo[touched.part] = ask(shadow.entry, shadow.before, touched.part)
+        said = memo[touched.part] = ask(shadow.entry.xtype, shadow.before, touched.part, shadow.entry.db)
     return said
 
 
-def ask(entry: Cached, meta: bytes | bytearray | memoryview, part: int) -> tuple[array[int], array[int], array[int]]:
-    """(owns, canonical; refs; refcnt) of a partition.  Raises UdfFailed."""
-    xtype: XnType = entry.xtype
-    da: cython.ulonglong = udf.element(entry.db << 12)
+def ask(
+    xtype: XnType, meta: bytes | bytearray | memoryview, part: cython.uint, db: cython.ulonglong
+) -> tuple[array[int], array[int], array[int]]:
+    """(owns, canonical; refs; refcnt) of a partition of the block `db`.  Raises UdfFailed.
+
+    Reconstruction asks here as well: what a type says must not depend on who asks."""
+    da: cython.ulonglong = udf.element(db << 12)
     owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, 0))  # not where it lies: DET-4
     references = counts = EMPTY
     if xtype.references_program is not None:
@@ -149,7 +151,8 @@ def question(t: Transaction) -> None:
         if not shadow.changed >> touched.sector & 1:
             touched.after, touched.references, touched.counts = said
             continue
-        touched.after, touched.references, touched.counts = ask(shadow.entry, shadow.bytes, touched.part)
+        entry = shadow.entry
+        touched.after, touched.references, touched.counts = ask(entry.xtype, shadow.bytes, touched.part, entry.db)
     charge(t)
 
 
@@ -385,7 +388,7 @@ def frees(t: Transaction) -> None:
             shadow = t.shadows.get(entry.key)
             meta = shadow.bytes if shadow is not None else device.pages.view(entry.page)
             for part in range(xtype.nparts):
-                owned, references, counts = ask(entry, meta, part)
+                owned, references, counts = ask(entry.xtype, meta, part, db)
                 if owned:
                     raise BogusUpdate(f"block {db} is freed, but its partition {part} still owns blocks")
                 if references or any(counts[1::3]):

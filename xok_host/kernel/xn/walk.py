@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import cython
 
 from xok_host.abi.calls import CatalogueEntry, ErrorKind
-from xok_host.abi.errors import BadCall, MediaError, UdfFailed, XokError
-from xok_host.abi.types import TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset, disk_address
-from xok_host.kernel.xn import privileged, types, udf
+from xok_host.abi.errors import BadCall, MediaError, XokError
+from xok_host.abi.types import TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset
+from xok_host.kernel.xn import privileged, types, verify
 from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
@@ -156,11 +156,10 @@ class Walk:
     def _block(self, place: Place, db: cython.ulonglong, meta: bytes, todo: list[tuple[int, int, int]]) -> None:
         """Take stock of one metadata block; the metadata blocks that it owns are added to `todo`."""
         xtype = place.xtype
-        da: cython.ulonglong = disk_address(DEV, db)
         part: cython.uint
         for part in range(xtype.nparts):
             try:
-                owned, references, counts = ask(xtype, meta, part, da)
+                owned, references, counts = verify.ask(xtype, meta, part, db)
             except XokError as error:
                 self._report.add(ErrorKind.UDF, place.root, db, f"partition {part}: {error}", parent=db, part=part)
                 continue
@@ -238,7 +237,7 @@ class Walk:
                     counts: dict[int, int] = {}
                     if part >= 0 and not isinstance(meta, MediaError):
                         try:
-                            _, _, said = ask(place.xtype, self._patches.get(db, meta), part, disk_address(DEV, db))
+                            _, _, said = verify.ask(place.xtype, self._patches.get(db, meta), part, db)
                             counts = dict(zip(said[0::3], said[1::3], strict=True))
                         except XokError:
                             pass  # said of the partition already
@@ -252,21 +251,6 @@ class Walk:
         root, db = self._referrer[target]
         detail = f"a reference to {target:#x} leads nowhere"
         report.add(ErrorKind.DANGLING, root, db, detail, da=target, parent=db, references=-excess)
-
-
-def ask(
-    xtype: XnType, meta: bytes, part: cython.uint, da: cython.ulonglong
-) -> tuple[array[int], array[int], array[int]]:
-    """(owns, canonical; refs; refcnt) of a partition, as `array('Q')`s of triples.  Raises UdfFailed."""
-    owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, 0))
-    references = counts = udf.EMPTY
-    if xtype.references_program is not None:
-        references = xtype.ask(xtype.references_program, meta, part, da)
-    if xtype.counts_program is not None:
-        counts = xtype.ask(xtype.counts_program, meta, part, da)
-        if not udf.counted_within(counts, da, xtype.windows[part]):
-            raise UdfFailed(f"refcnt({part}) counts an element twice or one outside the partition")
-    return owned, references, counts
 
 
 def answered(steps: Steps, read: Callable[[list[int]], Answers], progress: Callable[[], None]) -> Any:
