@@ -9,14 +9,15 @@ CROSS-3  What XN refuses after it was answered is an error of the inodes concern
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from libfs.api import NotInCore
-from libfs.cffs.extents import EMPTY_SECTOR, Lost, pack_cell
+from libfs.cffs.extents import EMPTY_SECTOR, ExtentMap, Lost, pack_cell
 from libfs.cffs.files import Files
 from libfs.cffs.grouping import LARGE
 from libfs.cffs.inode import Node
-from libfs.cffs.layout import INODE_BYTES
+from libfs.cffs.layout import DIRECT, INODE_BYTES
 from libfs.cffs.overlay import Sector
 from libfs.cffs.requests import Fetch
 from xok_host.abi import errors as e
@@ -50,6 +51,10 @@ class Part:
         """Blocks that the types' methods want to see."""
 
 
+Refused = Callable[[list[list[Part]], e.XokError], None]
+"""What is done about a transaction that XN refuses for good."""
+
+
 class Crossing(Files):
     """Turning the overlay into transactions."""
 
@@ -58,9 +63,91 @@ class Crossing(Files):
         while self.dirty or self.overlay:
             self._cross_once()
 
-    def _cross_once(self) -> None:
+    def cross_gain(self, node: Node, gained: list[tuple[int, int]]) -> None:
+        """A directory gets blocks: (block, logical block) for holes of its table.
+
+        The sector of its inode crosses for that, with those joined to it, and no more if it can be helped.  If XN
+        refuses, the gain has not happened and nothing else is lost.  Raises XN's error, or NotInCore: try again."""
+        extents = node.extents
+        assert extents is not None
+        key = node.ino >> 2
+        keys = self._joined(key)
+        undo = None
+        if self._can_be_undone(extents, gained, keys):
+            undo = self._undo_gain(node, gained, keys)
+        else:
+            self._cross_around(key)  # so that a refusal concerns nothing but the gain
+            if self.nodes.get(node.ino) is not node:
+                raise NotInCore([])  # the directory itself was refused
+        for db, logical in gained:
+            extents.insert(logical, 1, db)
+            self.new_blocks[db] = self.homes[db] = node.ino
+        node.gained = gained
+        self.dirty[node.ino] = node
+        errors, self.errors = self.errors, {}
+        self._cross_once(keys, undo)
+        refusals, self.errors = self.errors, errors
+        for error in refusals.values():
+            if error.errno == errno.EBUSY:
+                raise NotInCore([])  # another environment was faster
+            raise error
+        self.free -= len(gained)
+        for db, _ in gained:
+            self.order.add_child(key, db)
+
+    def _joined(self, key: int) -> set[int]:
+        """The sector, and those that cross in one transaction with it."""
+        changed = self.overlay.get(key)
+        return set(changed.links) if changed is not None and changed.links is not None else {key}
+
+    def _cross_around(self, key: int) -> None:
+        """A sector crosses with those that are joined to it, or with everything if the volume's rules want that."""
+        if self.rules.crosses_whole:
+            self.cross()
+        while key in self.overlay or self._dirty_in({key}):
+            self._cross_once(self._joined(key))
+
+    def _dirty_in(self, keys: Iterable[int]) -> list[Node]:
+        inos = (key << 2 | slot for key in keys for slot in (1, 2, 3))
+        return [self.dirty[ino] for ino in inos if ino in self.dirty]
+
+    def _can_be_undone(self, extents: ExtentMap, gained: list[tuple[int, int]], keys: set[int]) -> bool:
+        """Whether a gain and what crosses with it can be taken back: it comes last in a table without a tree, and
+        nothing is chosen for or given up by the inodes around it."""
+        last = extents.keys[-1] if extents.keys else -1
+        return (
+            not self.rules.crosses_whole
+            and extents.embedded
+            and len(extents.keys) + len(gained) <= DIRECT
+            and last < gained[0][1]
+            and not any(node.pages or node.lost or node.gained for node in self._dirty_in(keys))
+            and all(node.extents is None or node.extents.embedded for node in self._dirty_in(keys))
+        )
+
+    def _undo_gain(self, node: Node, gained: list[tuple[int, int]], keys: set[int]) -> Refused:
+        """What takes a refused gain back, with all that crossed together with it."""
+        dirty = self._dirty_in(keys)
+        overlay = [self.overlay[key] for key in keys if key in self.overlay]
+
+        def undo(transaction: list[list[Part]], error: e.XokError) -> None:
+            self.errors[node.ino] = OSError(error.errno, str(error))
+            assert node.extents is not None
+            node.extents.cut(gained[0][1])
+            self.dirty.update((one.ino, one) for one in dirty)
+            self.overlay.update((changed.key, changed) for changed in overlay)
+            for db, _ in gained:
+                self.grouping.taken.discard(db)
+                del self.new_blocks[db], self.homes[db]
+
+        return undo
+
+    def _cross_once(self, keys: Iterable[int] | None = None, refused: Refused | None = None) -> None:
+        """One round: every changed sector, or only these, with the inodes in them; `refused` in place of CROSS-3."""
         parts: dict[int, Part] = {}
-        dirty, self.dirty = self.dirty, {}
+        if keys is None:
+            dirty, self.dirty = self.dirty, {}
+        else:
+            dirty = {node.ino: self.dirty.pop(node.ino) for node in self._dirty_in(keys)}
         for node in dirty.values():
             key = node.ino >> 2
             part = parts.get(key)
@@ -80,7 +167,10 @@ class Crossing(Files):
             node.pack_into(changed.data, (node.ino & 3) * INODE_BYTES)
             self.rules.stamp(self, node, changed)
             part.nodes.append(node)
-        overlay, self.overlay = self.overlay, {}
+        if keys is None:
+            overlay, self.overlay = self.overlay, {}
+        else:
+            overlay = {key: self.overlay.pop(key) for key in keys if key in self.overlay}
         base = self.dev << 56
         for key, changed in overlay.items():
             part = parts.get(key)
@@ -94,7 +184,7 @@ class Crossing(Files):
                 self._free(part, holder, own, start, count, kind)
             for lost, kind in changed.nodes_freed:
                 self._free_node(part, lost, kind)
-        self._submit(self.rules.arrange(self, overlay, parts))
+        self._submit(self.rules.arrange(self, overlay, parts), refused or self._refused)
 
     def _forget_chosen(self, parts: dict[int, Part]) -> None:
         """Blocks that were chosen for an inode that does not cross are free again."""
@@ -372,13 +462,13 @@ class Crossing(Files):
         ops = b"".join(op for component in transaction for part in component for op in part.ops)
         return ops + self.rules.witnesses(self, transaction)
 
-    def _submit(self, transactions: list[list[list[Part]]]) -> None:
+    def _submit(self, transactions: list[list[list[Part]]], refused: Refused) -> None:
         datas = [self._data_of(transaction) for transaction in transactions]
         with self.env.batch() as batch:
             for data in datas:
                 batch.add("transact", cap=self.cap, data=data)
         for transaction, data, completion in zip(transactions, datas, batch.results, strict=True):
-            if completion.code == 0 or self._try_again(transaction, data, completion):
+            if completion.code == 0 or self._try_again(transaction, data, completion, refused):
                 for component in transaction:
                     for part in component:
                         self._crossed(part)
@@ -407,7 +497,7 @@ class Crossing(Files):
 
     # ---- refusals
 
-    def _try_again(self, transaction: list[list[Part]], data: bytes, completion: Any) -> bool:
+    def _try_again(self, transaction: list[list[Part]], data: bytes, completion: Any, refused: Refused) -> bool:
         """XN refused: do what it asks for and try again.  False: the error is final, and recorded (CROSS-3)."""
         from xok_host.abi.client import refusal
 
@@ -431,11 +521,11 @@ class Crossing(Files):
             for component in transaction:
                 alone = self._data_of([component])
                 (result,) = self._one(alone)
-                if result.code == 0 or self._try_again([component], alone, result):
+                if result.code == 0 or self._try_again([component], alone, result, refused):
                     for part in component:
                         self._crossed(part)
             return False
-        self._refused(transaction, error)
+        refused(transaction, error)
         return False
 
     def _one(self, data: bytes) -> list[Any]:

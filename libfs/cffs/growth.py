@@ -163,7 +163,7 @@ class Growing(Settling):
         for logical in range(base, base + count):
             db, _ = extents.find(logical)
             if not db:
-                db = self.gain_block(node, logical)
+                (db,) = self.gain_blocks(node, logical)
             blocks.append(db)
         return blocks
 

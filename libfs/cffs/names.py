@@ -22,6 +22,8 @@ from xok_host.abi.types import TYPE_XN_DB
 NAME_MAX = layout.NAME_MAX
 LIST_AHEAD = 1024
 """Names of a listing whose inodes are fetched together."""
+PLENTY = 1024
+"""Free blocks from which on directories get some before they need them."""
 _NO_SLOT = -1
 _HIDDEN_BYTES = len(layout.hidden_name(0))
 _DATA = int(TYPE_XN_DB)
@@ -216,7 +218,7 @@ class Names(Volume):
         for key, space in bucket.space.items():
             if space >= need:
                 return key
-        return self._new_block(node, directory, bucket) << 3
+        return self._new_blocks(node, directory, bucket) << 3
 
     def _room_away(self, node: Node, directory: Directory, bucket: Bucket, need: int) -> int:
         """A sector of the bucket with room for a name whose inode is elsewhere."""
@@ -224,10 +226,10 @@ class Names(Volume):
             data = self.sector_bytes(key)
             if not data[0] or sector.room_without_slot(bytearray(data)) >= need:
                 return key
-        return self._new_block(node, directory, bucket) << 3
+        return self._new_blocks(node, directory, bucket) << 3
 
-    def _new_block(self, node: Node, directory: Directory, bucket: Bucket) -> int:
-        """One more block for the bucket."""
+    def _new_blocks(self, node: Node, directory: Directory, bucket: Bucket) -> int:
+        """At least one more block for the bucket; the first of them."""
         extents = self.extents(node)
         for logical in range(bucket.base, bucket.base + layout.BUCKET):
             if not extents.find(logical)[0]:
@@ -236,39 +238,39 @@ class Names(Volume):
             if directory.level == self.rules.max_level:
                 raise OSError(errno.ENOSPC, "the directory is full")
             raise NotInCore([Grow(node.ino, directory.level + 1)])
+        count = min(self._how_many(logical - bucket.base), extents.find(logical)[1])
+        blocks = self.gain_blocks(node, logical, count)
+        for db in blocks:
+            for key in range(db << 3, (db << 3) + 8):
+                bucket.space[key] = 3 * layout.INODE_BYTES - layout.HEADER_BYTES
+            directory.places[db] = bucket
+        return blocks[0]
+
+    def _how_many(self, has: int) -> int:
+        """How many blocks a bucket that has so many gets at once: each gain is a crossing that a create waits for."""
+        if has and self.rules.gains_ahead:
+            count = 3 if has == 1 else layout.BUCKET - has
+            if self.free - self.promised - self.others_took() > PLENTY:
+                return count
         self.reserve(1)
-        db = self.gain_block(node, logical)
-        for key in range(db << 3, (db << 3) + 8):
-            bucket.space[key] = 3 * layout.INODE_BYTES - layout.HEADER_BYTES
-        directory.places[db] = bucket
-        return db
+        return 1
 
-    def gain_block(self, node: Node, logical: int) -> int:
-        """One more block for a directory: XN has given it to us before an inode number names it (VOL-3).
-
-        Everything else crosses first, so that a refusal concerns nothing but this.  Raises NotInCore when it must be
-        tried again: a synchronisation is writing (CFFS-5), or another environment was faster."""
+    def gain_blocks(self, node: Node, logical: int, count: int = 1) -> list[int]:
+        """More blocks for a directory, from a hole of its table on: XN has given them before an inode number names them
+        (VOL-3).  Raises NotInCore when it must be tried again."""
         if self.writing:
-            raise NotInCore([])
-        self.cross()
-        if self.nodes.get(node.ino) is not node:
-            raise NotInCore([])  # the directory itself was refused
-        db, node.group = self.grouping.small(node.group, node.ino >> 5)
-        self.free -= 1
-        self.extents(node).insert(logical, 1, db)
-        node.gained.append((db, logical))
-        self.dirty[node.ino] = node
-        self.new_blocks[db] = node.ino
-        self.homes[db] = node.ino
-        self.order.add_child(node.ino >> 2, db)
-        errors, self.errors = self.errors, {}
-        self.cross()
-        refused, self.errors = self.errors, errors
-        for error in refused.values():
-            if error.errno == errno.EBUSY:
-                raise NotInCore([])
-            raise error
-        return db
+            raise NotInCore([])  # CFFS-5
+        gained: list[tuple[int, int]] = []
+        for ahead in range(count):
+            try:
+                db, node.group = self.grouping.small(node.group, node.ino >> 5)
+            except OSError:
+                if not gained:
+                    raise
+                break
+            gained.append((db, logical + ahead))
+        self.cross_gain(node, gained)
+        return [db for db, _ in gained]
 
     def link(self, ino: int, parent: int, name: bytes) -> Attr:
         node, directory = self.directory_to_change(parent)
@@ -392,6 +394,9 @@ class Names(Volume):
                 self.refresh_space(bucket, key)
 
     def cross(self) -> None:
+        raise NotImplementedError
+
+    def cross_gain(self, node: Node, gained: list[tuple[int, int]]) -> None:
         raise NotImplementedError
 
     def cross_early(self) -> None:

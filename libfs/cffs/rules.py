@@ -5,7 +5,7 @@ what crosses so that the method is shown what it needs and finds what it asks fo
 
 RULES-1  A transaction shows what the methods ask for: for a sector with new names the directory's inode, its table and
          the bucket; for a table, the blocks that come into it.  It fits into MAX_WITNESSES and MAX_OPS.
-RULES-2  A directory's table changes in a crossing of its own (names.gain_block): so no sector that gets a name waits
+RULES-2  A directory's table changes in a crossing of its own (names.gain_blocks): so no sector that gets a name waits
          for a table that another transaction changes.
 RULES-3  A name that was taken away crosses before the same name is given again, since nobody says in which order
          two sectors of a bucket cross.
@@ -47,6 +47,10 @@ class OneWriter:
     """Extents that the inodes of one sector gain or publish in one transaction."""
     table: type[ExtentMap] = ExtentMap
     """What a directory's blocks are kept in."""
+    crosses_whole = False
+    """Whether a sector may cross only with the whole overlay."""
+    gains_ahead = True
+    """Whether a directory may get several blocks at once."""
 
     def __init__(self, directory_type: int, node_type: int) -> None:
         self.directory_type, self.file_node_type = directory_type, node_type
@@ -112,6 +116,8 @@ class Sharing(OneWriter):
     max_level = layout.SHARED_MAX_LEVEL
     max_pieces = SHARED_PIECES
     table = SingleBlocks
+    crosses_whole = True  # RULES-3 speaks of names in all sectors
+    gains_ahead = False  # the method is shown every block that comes into a table
 
     def __init__(self, directory_type: int, node_type: int, map_type: int) -> None:
         super().__init__(directory_type, node_type)
