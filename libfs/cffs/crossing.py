@@ -10,52 +10,31 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from libfs.api import NotInCore
-from libfs.cffs.extents import EMPTY_SECTOR, ExtentMap, Lost, pack_cell
-from libfs.cffs.files import Files
-from libfs.cffs.grouping import LARGE
+from libfs.cffs.choosing import MAX_CHOICES, MAX_TRIES, Choosing, Part
+from libfs.cffs.extents import ExtentMap
 from libfs.cffs.inode import Node
 from libfs.cffs.layout import DIRECT, INODE_BYTES
 from libfs.cffs.overlay import Sector
 from libfs.cffs.requests import Fetch
 from xok_host.abi import errors as e
-from xok_host.abi.calls import MAX_OPS, OP_HEADER, VECTOR_HEADER, OpFlag, OpKind
+from xok_host.abi.calls import MAX_OPS, OP_HEADER, VECTOR_HEADER, OpKind
 from xok_host.abi.types import SECTOR, SECTORS, TYPE_XN_DB, LockMode
 
-MAX_GAIN = 2048
-"""Blocks that one inode gains in one transaction."""
-MAX_TRIES = 8
-_MODIFY, _ALLOC, _FREE, _PUBLISH = (int(OpKind[name]) for name in ("MODIFY", "ALLOC", "FREE", "PUBLISH"))
-_PAGES = int(OpFlag.PAGES)
+_MODIFY, _FREE = int(OpKind.MODIFY), int(OpKind.FREE)
 _DATA = int(TYPE_XN_DB)
 _pack_op = OP_HEADER.pack
 _SECTOR_VECTOR = {part: VECTOR_HEADER.pack(part * SECTOR, SECTOR) for part in range(SECTORS)}
-
-
-class Part:
-    """What one sector's crossing consists of."""
-
-    __slots__ = ("blocks", "key", "nodes", "ops", "sent", "shown")
-
-    def __init__(self, key: int) -> None:
-        self.key = key
-        self.ops: list[bytes] = []
-        self.nodes: list[Node] = []
-        self.sent: list[tuple[Node, list[int], int]] = []
-        """(node, logical blocks whose pages cross, how many of them were promised)"""
-        self.blocks: list[int] = [key >> 3]
-        """Blocks that are dirty in XN afterwards."""
-        self.shown: set[int] = set()
-        """Blocks that the types' methods want to see."""
 
 
 Refused = Callable[[list[list[Part]], e.XokError], None]
 """What is done about a transaction that XN refuses for good."""
 
 
-class Crossing(Files):
+class Crossing(Choosing):
     """Turning the overlay into transactions."""
 
     def cross(self) -> None:
@@ -150,19 +129,11 @@ class Crossing(Files):
             dirty = {node.ino: self.dirty.pop(node.ino) for node in self._dirty_in(keys)}
         for node in dirty.values():
             key = node.ino >> 2
+            changed = self.overlay.get(key) or self.now(self.sector, key)
             part = parts.get(key)
             if part is None:
-                part = parts[key] = Part(key)
-            changed = self.overlay.get(key) or self.now(self.sector, key)
-            ops, sent, blocks = len(part.ops), len(part.sent), len(part.blocks)
-            try:
-                if self._node_ops(node, part, changed):
-                    self.dirty[node.ino] = node
-            except OSError as error:
-                self.errors[node.ino] = error
-                del part.ops[ops:], part.sent[sent:], part.blocks[blocks:]
-                self._give_up(node)
-                self._forget_chosen(parts)
+                part = parts[key] = Part(key, changed)
+            if not self._node_crosses(node, part, changed, parts):
                 continue
             node.pack_into(changed.data, (node.ino & 3) * INODE_BYTES)
             self.rules.stamp(self, node, changed)
@@ -175,7 +146,7 @@ class Crossing(Files):
         for key, changed in overlay.items():
             part = parts.get(key)
             if part is None:
-                part = parts[key] = Part(key)
+                part = parts[key] = Part(key, changed)
             da = base | (key >> 3) << 12
             number = key & 7
             head = _pack_op(_MODIFY, 0, 1, number, da, 0, 0, 0, 0) + _SECTOR_VECTOR[number] + changed.data
@@ -186,226 +157,28 @@ class Crossing(Files):
                 self._free_node(part, lost, kind)
         self._submit(self.rules.arrange(self, overlay, parts), refused or self._refused)
 
+    def _node_crosses(self, node: Node, part: Part, changed: Sector, parts: dict[int, Part]) -> bool:
+        """Append an inode's operations to its sector's part; False if that cannot be, and it was given up."""
+        ops, sent, blocks, taken = len(part.ops), len(part.sent), len(part.blocks), len(part.taken)
+        for without in (False, True):
+            try:
+                if self._node_ops(node, part, changed):
+                    self.dirty[node.ino] = node
+                return True
+            except OSError as error:
+                self.errors[node.ino] = error
+                del part.ops[ops:], part.sent[sent:], part.blocks[blocks:]
+                self.take_back(part, taken)
+                self._forget_chosen(parts)
+                if error.errno != errno.ENOSPC or without:
+                    break
+                self.do_without(node)
+        self._give_up(node)
+        return False
+
     def _forget_chosen(self, parts: dict[int, Part]) -> None:
         """Blocks that were chosen for an inode that does not cross are free again."""
         self.grouping.taken &= {db for part in parts.values() for db in part.blocks} | self.new_blocks.keys()
-
-    def now(self, operation: Any, *args: Any) -> Any:
-        """Run an operation, fetching what it asks for."""
-        for _ in range(MAX_TRIES):
-            try:
-                return operation(*args)
-            except NotInCore as missing:
-                self.fetch(missing.requests)
-        raise OSError(errno.EIO, "blocks do not stay in core")
-
-    def fetch(self, requests: Any) -> None:
-        raise NotImplementedError
-
-    # ---- one inode
-
-    def _node_ops(self, node: Node, part: Part, changed: Sector) -> bool:
-        """Append the operations that the inode's new state needs; True if some of it has to wait for the next round."""
-        left = False
-        gains: list[tuple[int, int, int, int]] = []
-        publishes: list[tuple[int, int, int, int]] = []
-        if node.pages:
-            gains, publishes, left = self._assign(node, part, changed)
-        extents = node.extents
-        if extents is not None:
-            for lost in extents.removed:
-                self._free_node(part, lost, self.rules.node_type(node))
-            extents.removed = []
-            if not extents.embedded:
-                self._tree_ops(node, part)
-        if gains:
-            for logical, db, count, page in gains:
-                holder, own = self._holder_of(node, logical)
-                part.ops.append(_pack_op(_ALLOC, _PAGES, 0, own, holder, db, count, _DATA, page))
-        if publishes:
-            for logical, db, count, page in publishes:
-                holder, own = self._holder_of(node, logical)
-                part.ops.append(_pack_op(_PUBLISH, 0, 0, own, holder, db, count, _DATA, page))
-        if node.gained:
-            kind = self.directory_type
-            for db, logical in node.gained:
-                holder, own = self._holder_of(node, logical)
-                part.ops.append(_pack_op(_ALLOC, 0, 0, own, holder, db, 1, kind, 0))
-                part.blocks.append(db)
-            node.gained = []
-        if node.lost:
-            kind = self.directory_type if node.is_directory else _DATA
-            for start, count, block, own in node.lost:
-                self._free(part, block, own, start, count, kind)
-            node.lost = []
-        return left
-
-    def _holder_of(self, node: Node, logical: int) -> tuple[int, int]:
-        """(da of the metadata block, partition) that owns the block at `logical`."""
-        extents = node.extents
-        assert extents is not None
-        block, part = self.holder(node, extents.entry_at(logical))
-        return self.dev << 56 | block << 12, part
-
-    def _assign(
-        self, node: Node, part: Part, changed: Sector
-    ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], bool]:
-        """Choose blocks for new contents: (gains, publishes, is something left), as (logical, block, count, page)."""
-        pages = node.pages
-        extents = self.now(self.extents, node)
-        home = self.nodes.get(node.home)
-        if len(pages) == 1 and not extents.blocks:
-            # The common case: a new small file.
-            ((logical, page),) = pages.items()
-            group, near = (home.group, home.ino >> 5) if home is not None else (0, node.ino >> 5)
-            db, group = self.grouping.small(group, near)
-            if home is not None:
-                home.group = group
-            node.group = group
-            extents.insert(logical, 1, db)
-            part.sent.append((node, [logical], 1))
-            part.blocks.append(db)
-            return [(logical, db, 1, page)], [], False
-        gains: list[tuple[int, int, int, int]] = []
-        publishes: list[tuple[int, int, int, int]] = []
-        sent: list[int] = []
-        promised = 0
-        runs = self._runs(node, sorted(pages))
-        limit = self.rules.max_pieces - len(part.ops)
-        if changed.links is not None:
-            limit = limit * 2 // len(changed.links)
-        if not part.ops:
-            limit = max(limit, 1)
-        small = extents.blocks + node.promised <= LARGE
-        left = False
-        total = 0
-        for logical, db, count, page in runs:
-            if len(gains) + len(publishes) >= limit or total >= MAX_GAIN:
-                left = True
-                break
-            count = min(count, MAX_GAIN)
-            if db:
-                publishes.append((logical, db, count, page))
-            else:
-                for start, length in self._choose(node, home, logical, count, small):
-                    if len(gains) >= limit and gains:
-                        self.grouping.taken.difference_update(range(start, start + length))
-                        left = True
-                        continue
-                    extents.insert(logical, length, start)
-                    gains.append((logical, start, length, page))
-                    sent.extend(range(logical, logical + length))
-                    part.blocks.extend(range(start, start + length))
-                    logical += length
-                    page += length
-                    promised += length
-                    total += length
-                continue
-            sent.extend(range(logical, logical + count))
-            part.blocks.extend(range(db, db + count))
-            total += count
-        if len(sent) < len(pages):
-            left = True
-        part.sent.append((node, sent, promised))
-        return gains, publishes, left
-
-    def _runs(self, node: Node, logicals: list[int]) -> list[tuple[int, int, int, int]]:
-        """Runs (logical, block or 0, count, page) in which file, disk and pages are all adjacent."""
-        runs: list[tuple[int, int, int, int]] = []
-        extents = node.extents
-        assert extents is not None
-        pages = node.pages
-        first = previous = -2
-        db = count = page = 0
-        mapped = 0
-        for logical in logicals:
-            here = pages[logical]
-            if mapped > 0 and logical == previous + 1:
-                mapped -= 1
-                place = db + count if db else 0
-            else:
-                place, mapped = extents.find(logical)
-                mapped -= 1
-            if (
-                count
-                and logical == previous + 1
-                and here == page + count
-                and (place == db + count if db else not place)
-            ):
-                count += 1
-            else:
-                if count:
-                    runs.append((first, db, count, page))
-                first, db, count, page = logical, place, 1, here
-            previous = logical
-        if count:
-            runs.append((first, db, count, page))
-        return runs
-
-    def _choose(self, node: Node, home: Node | None, logical: int, count: int, small: bool) -> list[tuple[int, int]]:
-        extents = node.extents
-        assert extents is not None
-        before = extents.find(logical - 1)[0] if logical else 0
-        if small:
-            group, near = (home.group, home.ino >> 5) if home is not None else (0, node.ino >> 5)
-            found: list[tuple[int, int]] = []
-            for _ in range(count):
-                db, group = self.grouping.small(group, near)
-                if found and found[-1][0] + found[-1][1] == db:
-                    found[-1] = (found[-1][0], found[-1][1] + 1)
-                else:
-                    found.append((db, 1))
-            if home is not None:
-                home.group = group
-            node.group = group
-            return found
-        return list(self.grouping.large(before + 1 if before else 0, count))
-
-    # ---- extent trees
-
-    def _tree_ops(self, node: Node, part: Part) -> None:
-        """Allocate nodes that have no block, and change the sectors that differ from what XN has."""
-        extents = node.extents
-        assert extents is not None
-        extents.settle()
-        base = self.dev << 56
-        content, kind, tag = int(node.is_directory), self.rules.node_type(node), self.rules.tag(node)
-        home = self.nodes.get(node.home)
-        trees = extents.nodes()
-        for tree in trees:
-            if not tree.block:
-                tree.block, group = self.grouping.small(home.group if home is not None else 0, node.ino >> 5)
-                if home is not None:
-                    home.group = group
-                self.free -= 1
-                block, own = tree.holder()
-                if not block:
-                    block, own = part.key >> 3, part.key & 7
-                part.ops.append(_pack_op(_ALLOC, 0, 0, own, base | block << 12, tree.block, 1, kind, 0))
-        for tree in trees:
-            address = base | tree.block << 12
-            for cell in tree.cells:
-                if cell.dirty:
-                    cell.dirty = False
-                    head = _pack_op(_MODIFY, 0, 1, cell.number, address, 0, 0, 0, 0)
-                    part.ops.append(head + _SECTOR_VECTOR[cell.number] + pack_cell(cell, content, tag))
-                    part.blocks.append(tree.block)
-
-    def _free(self, part: Part, holder: int, own: int, start: int, count: int, kind: int) -> None:
-        """Free an extent that partition `own` of extent node `holder` (0: the part's own sector) has lost."""
-        if not holder:
-            holder, own = part.key >> 3, part.key & 7
-        part.ops.append(_pack_op(_FREE, 0, 0, own, self.dev << 56 | holder << 12, start, count, kind, 0))
-
-    def _free_node(self, part: Part, lost: Lost, kind: int) -> None:
-        """Empty an extent node and free it."""
-        block, _, holder, own = lost
-        address = self.dev << 56 | block << 12
-        for sector in range(SECTORS):
-            part.ops.append(
-                _pack_op(_MODIFY, 0, 1, sector, address, 0, 0, 0, 0) + _SECTOR_VECTOR[sector] + EMPTY_SECTOR
-            )
-        self._free(part, holder, own, block, 1, kind)
 
     # ---- transactions
 
@@ -564,8 +337,10 @@ class Crossing(Files):
         """Make everything that has crossed durable, waiting for it here."""
         raise NotImplementedError
 
-    def _refused(self, transaction: list[list[Part]], error: e.XokError) -> None:
-        """CROSS-3."""
+    def _refused(self, transaction: list[list[Part]], error: e.XokError, choices: int = MAX_CHOICES) -> None:
+        """Other blocks if some were somebody else's; else CROSS-3."""
+        if isinstance(error, e.NotFree) and choices and self._choose_again(transaction, error, choices - 1):
+            return
         failure = OSError(error.errno, str(error))
         for component in transaction:
             for part in component:
@@ -588,6 +363,25 @@ class Crossing(Files):
                     self.grouping.taken.discard(db)
                     if self.new_blocks.pop(db, None) is not None:
                         self.homes.pop(db, None)
+
+    def _choose_again(self, transaction: list[list[Part]], error: e.XokError, choices: int) -> bool:
+        """Another libFS was faster: the transaction's inodes cross with other blocks (CHOOSE-1).
+
+        What a directory gains was chosen by who waits for it (`cross_gain`), and has to be chosen there again."""
+        parts = [part for component in transaction for part in component]
+        if any(self.nodes.get(node.ino) is not node for part in parts for node in part.nodes):
+            return False
+        for part in parts:
+            self.take_back(part)
+            for node in part.nodes:
+                self.dirty[node.ino] = node
+                if node.gained:
+                    self.errors[node.ino] = OSError(error.errno, str(error))
+                    self.drop_gained(node)
+            self.overlay[part.key] = part.changed
+        self.count_free()
+        self._cross_once([part.key for part in parts], partial(self._refused, choices=choices))
+        return True
 
     def _give_up(self, node: Node) -> None:
         """Drop what is in core of an inode that cannot cross as it is."""

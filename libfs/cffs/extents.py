@@ -224,6 +224,53 @@ class ExtentMap:
         self.blocks -= sum(lost[1] for lost in freed)
         return freed
 
+    def take_back(self, gains: Iterable[tuple[int, int]], fresh: Iterable[TreeNode]) -> None:
+        """Undo what was inserted, as (logical, count), and has not crossed; `fresh`: nodes that got blocks for it.
+
+        Every entry that was there before is where it was."""
+        for node in fresh:
+            node.block = 0
+        for logical, count in gains:
+            self._withdraw(logical, count)
+        while self.root is not None and not self.root.block:
+            children = [child for cell in self.root.cells for child in cell.items]
+            if not self.root.level:
+                for entry in children:
+                    entry.cell = None
+                self._loose += children
+                self.root = None
+            elif len(children) == 1:
+                self.root = children[0]
+                self.root.cell = None
+            else:
+                break
+        leaves = [node for node in self.nodes() if not node.level]
+        self._room = [cell for node in leaves for cell in node.cells if len(cell.items) < SECTOR_ENTRIES]
+
+    def _withdraw(self, logical: int, count: int) -> None:
+        """Unmap blocks of one entry; what it was merged from comes apart."""
+        index = bisect_right(self.keys, logical) - 1
+        entry = self.entries[index]
+        before = logical - entry.logical
+        after = entry.count - before - count
+        self.blocks -= count
+        if not before and not after:
+            del self.entries[index], self.keys[index]
+            self._unplace(entry)
+            return
+        if entry.cell is not None:
+            entry.cell.dirty = True
+        if not before:
+            entry.logical, entry.start, entry.count = logical + count, entry.start + count, after
+            self.keys[index] = entry.logical
+            return
+        entry.count = before
+        if after:
+            rest = Entry(logical + count, after, entry.start + before + count, entry.cell)
+            self.entries.insert(index + 1, rest)
+            self.keys.insert(index + 1, rest.logical)
+            (entry.cell.items if entry.cell is not None else self._loose).append(rest)
+
     def settle(self) -> None:
         """Give every entry a cell, with as many new nodes as that takes; nothing to do while it is embedded."""
         if self.embedded:
