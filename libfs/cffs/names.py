@@ -24,6 +24,8 @@ LIST_AHEAD = 1024
 """Names of a listing whose inodes are fetched together."""
 PLENTY = 1024
 """Free blocks from which on directories get some before they need them."""
+FIRST_BLOCKS = 2
+"""What a bucket gets first then; the second time it gets all the rest."""
 _NO_SLOT = -1
 _HIDDEN_BYTES = len(layout.hidden_name(0))
 _DATA = int(TYPE_XN_DB)
@@ -248,10 +250,8 @@ class Names(Volume):
 
     def _how_many(self, has: int) -> int:
         """How many blocks a bucket that has so many gets at once: each gain is a crossing that a create waits for."""
-        if has and self.rules.gains_ahead:
-            count = 3 if has == 1 else layout.BUCKET - has
-            if self.free - self.promised - self.others_took() > PLENTY:
-                return count
+        if self.rules.gains_ahead and self.free - self.promised - self.others_took() > PLENTY:
+            return layout.BUCKET - has if has else FIRST_BLOCKS
         self.reserve(1)
         return 1
 
