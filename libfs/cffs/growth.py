@@ -2,6 +2,8 @@
 
 GROW-1  While a directory grows nobody else uses it, and on disk GROWING says that both levels' tables count.
 GROW-2  A name is in the new table, durable, before it leaves the old one; in between its inode counts both.
+GROW-3  What is in the old table when its names are counted is visible: a ghost would come back in the new one, or be
+        gone when its turn comes.
 """
 
 from __future__ import annotations
@@ -59,21 +61,28 @@ class Growing(Settling):
         if ino in self.growing:
             return
         yield from self.synchronise_steps()
-        node = yield from self.until_in_core(self.node, ino)
+        node = yield from self.until_in_core(self._node_to_grow, ino)
         if ino in self.growing or (node.level >= level and not node.growing):
             return
         self.growing.add(ino)
         node.directory = None  # whoever wants it from here on has to wait
         try:
+            if any(ghost.parent == ino for ghost in self.ghosts):
+                yield from self.synchronise_steps()  # GROW-3: names that moved while the last one was flushing
             yield from self._grow(node)
         finally:
             self.growing.discard(ino)
             node.directory = None
 
+    def _node_to_grow(self, ino: int) -> Node:
+        """A directory's inode with both locks held: what it was before they were is not to be relied on."""
+        self.lock(ino >> 5, EXCLUSIVE)
+        node = self.node(ino)
+        self.lock(node.home >> 5, EXCLUSIVE)
+        return node
+
     def _grow(self, node: Node) -> Steps:
         ino = node.ino
-        yield from self.until_in_core(self.lock, ino >> 5, EXCLUSIVE)
-        yield from self.until_in_core(self.lock, node.home >> 5, EXCLUSIVE)
         yield from self.until_in_core(self.extents, node)
         level = node.level if node.growing else node.level + 1
         old = yield from self.until_in_core(self._names_of_level, node, level - 1)

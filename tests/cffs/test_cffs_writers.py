@@ -10,6 +10,7 @@ import pytest
 from cffs_harness import Volume
 
 from libfs.cffs.filesystem import CFFS
+from libfs.cffs.volume import EXCLUSIVE, SHARED
 from xok_host.abi.channel import Completion
 from xok_host.kernel.local import DEV, LocalEnvironment
 
@@ -186,3 +187,35 @@ def test_a_dead_writer_leaves_what_it_had_crossed() -> None:
     other.complete(other.create, other.root_ino, b"mine", 0o644, 0, 0)
     other.sync_all()
     writers.check({b"/crossed": b"", b"/mine": b""})
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_dead_writers_growth_is_finished_by_who_wants_to_read(stage: int) -> None:
+    """The reader shares the lock, asks for the exclusive one, and what he had of the directory goes with the first."""
+    writers = Writers(2)
+    one, other = writers.mounts
+    model = {b"/d/file%d" % number: b"" for number in range(30)}
+    ino = one.complete(one.mkdir, one.root_ino, b"d", 0o755, 0, 0).ino
+    for path in model:
+        one.complete(one.create, ino, path[3:], 0o644, 0, 0)
+    assert len(writers.tree(other, ino)) == 30  # from now on both know that the lock is wanted by others
+    one.complete(one.create, ino, b"another", 0o644, 0, 0)
+    writers.tree(other, ino)
+    flushes = 0
+    steps = one._grow_steps(ino, 1)
+
+    def until_it_dies() -> Any:
+        nonlocal flushes
+        calls = next(steps)
+        while flushes < stage or ino not in one.growing:
+            results = yield calls
+            flushes += any(call[0] == "flush" for call in calls)
+            calls = steps.send(results)
+
+    one._drive(until_it_dies())
+    one.env.close()
+    writers.mounts.remove(one)
+    assert other.locks.get(other.root_block, 0) != EXCLUSIVE
+    assert other.complete(other.getattr, ino).nlink == 2
+    assert other.locks[other.root_block] == SHARED
+    writers.check(model | {b"/d": None, b"/d/another": b""})
