@@ -12,6 +12,7 @@ from cffs_harness import Volume, fails
 from libfs.api import RENAME_EXCHANGE, RENAME_NOREPLACE, NotInCore
 from libfs.cffs import layout
 from libfs.cffs.grouping import GROUP_BLOCKS, Grouping, Scattered
+from libfs.cffs.names import FIRST_BLOCKS
 from xok_host.kernel.request import IoOp
 
 
@@ -64,7 +65,7 @@ def test_large_directories(count: int) -> None:
         volume("unlink", directory, name)
     volume("rmdir", volume.root, b"d")
     volume.check_disk()
-    assert volume("statfs").free == Volume(8192)("statfs").free - 1, "all but the root directory's block is free again"
+    assert volume("statfs").free == Volume(8192)("statfs").free - FIRST_BLOCKS, "all but the root directory's blocks"
 
 
 def test_growth_survives_a_crash_at_any_write() -> None:
@@ -328,7 +329,7 @@ def test_fragmented_files_have_trees(order: str) -> None:
     assert b"".join(map(bytes, volume("read", ino, 300 * 8192, 10))) == b"30" + bytes(8)
     volume("unlink", volume.root, b"holes")
     volume.check_disk()
-    assert volume("statfs").free == Volume(4096)("statfs").free - 1
+    assert volume("statfs").free == Volume(4096)("statfs").free - FIRST_BLOCKS
 
 
 def test_truncation_shows_zeros(volume: Volume) -> None:
@@ -383,7 +384,7 @@ def test_open_unlinked_are_reclaimed_at_mount(synced: bool) -> None:
     assert volume.listing(volume.root) == {}
     volume.check_disk()
     # At most the blocks of the two directories stay.
-    assert free - volume("statfs").free <= 2
+    assert free - volume("statfs").free <= 2 * FIRST_BLOCKS, "of the root directory and the orphan list"
     with fails(errno.ESTALE):
         volume("getattr", inos[0])
 
@@ -407,7 +408,7 @@ def test_removed_directory_hosts_inodes_in_limbo(volume: Volume) -> None:
     assert not volume.fs.limbo
     with fails(errno.ESTALE):
         volume("getattr", directory)
-    assert free - volume("statfs").free <= 2
+    assert free - volume("statfs").free <= 2 * FIRST_BLOCKS, "of the root directory and the orphan list"
 
 
 def test_rmdir(volume: Volume) -> None:
