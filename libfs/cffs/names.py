@@ -342,6 +342,8 @@ class Names(Volume):
         self.refresh_space(bucket, key)
         bucket.names[name] = child.ino
         self.recent.add(child.ino)
+        if child.crossed:
+            self.linked.setdefault(child.ino, set()).add((node.ino, name))
         child.nlink += 1
         self.touch(child)
 

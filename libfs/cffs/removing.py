@@ -132,6 +132,11 @@ class Removing(Names):
                     self._hide(node, bucket, name, key, child)
                     return
                 raise NotInCore([Shrink(ino, 0)])
+        elif self.must_stay(child, node.ino, name):
+            if (node.ino, name) in self.ghost_names:
+                raise NotInCore([Synchronise()])
+            self._ghost(node, bucket, name, key, child, name)
+            return
         if key != inode_key:
             self.pair(key, inode_key, before=key, after=inode_key)
         self.erase(key, name, child.ino)
@@ -143,6 +148,14 @@ class Removing(Names):
         else:
             self.die(child, away=key != inode_key)
         self.refresh_space(bucket, key)
+
+    def must_stay(self, child: Node, directory: int, name: bytes) -> bool:
+        """Whether a name that goes has to stay on the disk for now: it may be durable, and another that the inode has
+        may not be yet (CFFS-1)."""
+        linked = self.linked.get(child.ino)
+        if not linked or child.nlink - child.ghosts <= 1:
+            return False
+        return (directory, name) not in linked
 
     def erase(self, key: int, name: bytes, ino: int) -> None:
         """Take a name's bytes out of its sector."""

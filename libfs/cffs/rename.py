@@ -56,6 +56,8 @@ class Renaming(Removing):
                 raise OSError(errno.EISDIR, "a file cannot replace a directory")
             if victim.is_directory:
                 self._check_empty(victim)
+            elif self.must_stay(victim, new_parent, new_name):
+                raise NotInCore([Synchronise()])
         if child.is_directory and parent != new_parent:
             self._check_not_below(child.ino, new_parent)
             if any(ghost.node.is_directory for ghost in self.ghosts):

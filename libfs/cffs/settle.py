@@ -182,7 +182,7 @@ class Settling(Crossing):
     def let_go(self, blocks: Sequence[int], mode: int = EXCLUSIVE) -> Steps:
         """Cross everything, then release locks (or keep shared ones, when others want to share)."""
         self.cross()
-        if self.ghosts or self.quarantine:
+        if self.ghosts or self.quarantine or self.linked:
             yield from self.synchronise_steps()
             self.cross()
         calls: list[Call] = []
@@ -262,12 +262,15 @@ class Settling(Crossing):
         """Everything that was answered becomes durable, and ghosts go."""
         for _ in range(MAX_ROUNDS):
             self.cross()
-            ghosts, quarantined, recent = list(self.ghosts), set(self.quarantine), self.recent
-            self.recent = set()
+            ghosts, quarantined = list(self.ghosts), set(self.quarantine)
+            recent, linked = self.recent, self.linked
+            self.recent, self.linked = set(), {}
             try:
                 yield from self.write_steps()
             except OSError:
                 self.recent |= recent
+                for ino, names in linked.items():
+                    self.linked.setdefault(ino, set()).update(names)
                 raise
             if not self.unwritten and not self.overlay and not self.dirty:
                 self.order.clear()
@@ -334,7 +337,7 @@ class Settling(Crossing):
                 continue
             node = ghost.node
             if node.nlink > node.ghosts:
-                # A rename: the new name is durable (CFFS-1).
+                # A rename, or a link and an unlink: the other name is durable (CFFS-1).
                 yield from self.until_in_core(self._drop_ghost, ghost)
                 moved = True
             elif node.nlink > 1:

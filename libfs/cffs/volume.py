@@ -112,6 +112,8 @@ class Volume:
         """Sectors with a slot that must not be reused before the next synchronisation (CFFS-2)."""
         self.recent: set[int] = set()
         """Inodes that got a name since the last synchronisation: their fsync is one of everything."""
+        self.linked: dict[int, set[tuple[int, bytes]]] = {}
+        """Inode that XN knew already → the names, as (directory, name), that it got since the last synchronisation."""
         self.unwritten: set[int] = set()
         """Blocks that crossed and may not be durable."""
         self.writing = 0

@@ -4,8 +4,7 @@ MODEL-1  What an fsync has promised is there, byte for byte, unless it was chang
 MODEL-2  A name changed since then shows what it showed at some moment since: a rename over a name never leaves nothing.
 MODEL-3  A file changed since then has a size that it had, and each of its sectors is that sector of one of its
          versions since; nothing that a truncation cut off comes back with a version after it.
-MODEL-4  An inode whose promised name was renamed since, however often, has a name.  (Nobody promises that a second
-         name, linked since, reaches the disk before the first one's removal.)
+MODEL-4  An inode whose promised name was renamed since, or removed while it had another, has a name.
 MODEL-5  There are no other names, and in files no other bytes: nothing of anybody else's.
 
 Names are in directories, which may themselves be at an old name or a new one: all is kept by (directory, name).
@@ -53,7 +52,7 @@ class Inode:
     attributes: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(mode, uid, gid, mtime)"""
     safe: set[Name] = field(default_factory=set)
-    """Names that were promised, or renamed from such."""
+    """Names that were promised, or that it had when such a one went."""
     opened: int = 0
 
 
@@ -193,7 +192,8 @@ class World:
         before = history[-1]
         if before is not None:
             before.names.discard(place)
-            before.safe.discard(place)
+            if place in before.safe:
+                before.safe = set(before.names)
             del self.live[path]
         if inode is not None:
             inode.names.add(place)
@@ -291,12 +291,9 @@ class World:
 
     def rename(self, path: bytes, new: bytes) -> None:
         inode = self.at(path)
-        safe = self._place(path) in inode.safe
         self._do("rename", self._parent(path), self._name(path), self._parent(new), self._name(new))
         self._now_at(new, inode)
         self._now_at(path, None)
-        if safe:
-            inode.safe.add(self._place(new))
         for below in [other for other in self.live if other.startswith(path + b"/")]:
             self.live[new + below[len(path) :]] = self.live.pop(below)
         self.mark()

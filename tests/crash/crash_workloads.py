@@ -173,6 +173,36 @@ def hard_link(stage: Stage) -> Steps:
     yield None
 
 
+def link_and_unlink(stage: Stage) -> Steps:
+    """Moving as programs did before rename: the new name is linked, the old one goes, and nobody waits for a disk."""
+    w = stage.world
+    w.mkdir(b"/d")
+    for number in range(4):
+        w.create(b"/f%d" % number, 3000)
+    w.create(b"/d/x", 700)
+    stage.record()
+    w.link(b"/f0", b"/d/moved")
+    w.unlink(b"/f0")
+    yield b"/d/moved"
+    w.link(b"/f1", b"/" + b"long" * 40)
+    w.unlink(b"/f1")
+    w.link(b"/" + b"long" * 40, b"/d/again")
+    yield b"/d/again"
+    w.unlink(b"/" + b"long" * 40)
+    yield None
+    w.link(b"/f2", b"/d/y")
+    w.rename(b"/f3", b"/f2")
+    yield b"/d/y"
+    w.link(b"/d/y", b"/z")
+    w.unlink(b"/d/y")
+    w.create(b"/d/y", 100)
+    yield b"/d/y"
+    w.link(b"/d/x", b"/gone")
+    w.unlink(b"/d/x")
+    w.unlink(b"/gone")
+    yield None
+
+
 def unlink_open(stage: Stage) -> Steps:
     w = stage.world
     w.create(b"/a", 9000)
@@ -412,6 +442,7 @@ ONE_VOLUME: dict[str, Callable[[Stage], Steps]] = {
     "rename over": rename_over,
     "rename between sectors": rename_between_sectors,
     "hard link": hard_link,
+    "link and unlink": link_and_unlink,
     "unlink of an open file": unlink_open,
     "truncate": truncate,
     "mkdir and rmdir": directories,
