@@ -261,6 +261,59 @@ def directories(stage: Stage) -> Steps:
     yield None
 
 
+def directories_into_one_another(stage: Stage) -> Steps:
+    """Each in the other, one after the other: were both found at once, they would be in a circle and nowhere else."""
+    w = stage.world
+    w.mkdir(b"/a")
+    w.mkdir(b"/b")
+    w.create(b"/a/f", 600)
+    w.create(b"/b/g", 600)
+    w.mkdir(b"/b/deep")
+    stage.record()
+    w.rename(b"/a", b"/b/a")
+    yield b"/b/a"
+    w.rename(b"/b/a", b"/a")
+    w.rename(b"/b", b"/a/b")
+    yield b"/a/b"
+    w.rename(b"/a/b", b"/b")
+    w.rename(b"/a", b"/b/deep/a")
+    yield b"/b/deep"
+    w.mkdir(b"/new")
+    w.rename(b"/b/deep/a", b"/new/a")
+    w.rename(b"/b", b"/new/a/b")
+    yield b"/new"
+    w.rename(b"/new/a/b/deep", b"/deep")
+    w.rename(b"/new/a", b"/deep/a")
+    w.rename(b"/new", b"/deep/a/new")
+    yield None
+
+
+def moving_about(seed: int) -> Callable[[Stage], Steps]:
+    """Directories go into one another at random; another run for every seed."""
+
+    def run(stage: Stage) -> Steps:
+        dice = random.Random(seed)
+        w = stage.world
+        for number in range(4):
+            w.mkdir(b"/d%d" % number)
+            w.create(b"/d%d/f" % number, 600)
+        stage.record()
+        for number in range(MIXED_STEPS):
+            there = [path for path, inode in w.live.items() if inode.kind == stat.S_IFDIR]
+            if dice.random() < 0.2:
+                new = dice.choice(there) + b"/m%d" % number
+                w.mkdir(new)
+                yield new
+                continue
+            old = dice.choice(there)
+            into = dice.choice([b"", *(path for path in there if not (path + b"/").startswith(old + b"/"))])
+            w.rename(old, into + b"/r%d" % number)
+            yield into + b"/r%d" % number
+        yield None
+
+    return run
+
+
 def reuse(stage: Stage) -> Steps:
     """A full disk: what is new lies where something else was a moment ago."""
     w = stage.world
@@ -446,6 +499,7 @@ ONE_VOLUME: dict[str, Callable[[Stage], Steps]] = {
     "unlink of an open file": unlink_open,
     "truncate": truncate,
     "mkdir and rmdir": directories,
+    "directories into one another": directories_into_one_another,
     "reuse on a full disk": reuse,
 }
 

@@ -23,12 +23,14 @@ from crash_workloads import (
     Steps,
     beside_the_toy,
     mixed,
+    moving_about,
     perform,
     plans,
     two_volumes,
 )
 
 MIXED_RUNS = 16
+MOVING_RUNS = 16
 SHARES = len(ONE_VOLUME) + 3
 """What is asked for on the command line is shared out evenly: the workloads, two with several libFSes, random runs."""
 BARREN = 50
@@ -100,6 +102,18 @@ def test_random_operations(wanted_states: int) -> None:
         explorer.explore(stage.image, stage.disk.log)
         seed += 1
     assert explorer.tally.states > 2000
+
+
+def test_directories_move_about() -> None:
+    """No cut has a circle, or a directory that is nowhere."""
+    explorer: Explorer | None = None
+    for seed in range(MOVING_RUNS):
+        stage = Stage(seed=seed)
+        perform(moving_about(seed), mixed_plan(random.Random(seed)), stage)
+        if explorer is None:
+            explorer = Explorer("directories move about", Checker(NBLOCKS, stage.worlds, mount_every=64))
+        explorer.explore(stage.image, stage.disk.log)
+    assert explorer is not None and explorer.tally.states > 100
 
 
 def _all_states() -> int:
