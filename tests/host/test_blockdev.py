@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,3 +201,69 @@ def test_a_block_device_is_taken_exclusively(loop: str) -> None:
     with open(loop, "rb") as file:
         fcntl.ioctl(file, 0x1261)  # BLKFLSBUF
         assert file.read(BLOCK) == b"\x09" * BLOCK
+
+
+@pytest.mark.parametrize("without", [frozenset[str](), frozenset({"direct"}), frozenset({"uring"})])
+def test_thousands_of_requests_at_once(tmp_path: Path, without: frozenset[str]) -> None:
+    """More than the ring has room for completions of: each is told, and none is lost or waited for in vain."""
+    blocks = 12_000
+    path = tmp_path / "large.img"
+    with open(path, "wb") as file:
+        file.truncate(blocks * BLOCK)
+    disk = open_disk(str(path), without=without)
+    try:
+        results: list[int] = []
+        page = pages(1, lambda _: 5)[0]
+        disk.write(sector_of(6), [page], results.append)
+        for index in range(0, blocks, 2):
+            disk.read(sector_of(index) if index != 6 else sector_of(8), pages(1), results.append)
+        disk.flush(results.append)
+        assert disk.in_flight() == blocks // 2 + 2
+        with within(20):
+            drain(disk)
+        assert results == [0] * (blocks // 2 + 2)
+        assert disk.statistics().read_requests == blocks // 2
+    finally:
+        disk.close()
+
+
+def test_the_ring_takes_no_more_than_it_can_tell_of(image: Path) -> None:
+    from xok_host.host.uring import Ring
+
+    ring = Ring(8)
+    fd = os.open(image, os.O_RDONLY)
+    try:
+        assert blockdev.MAX_IN_FLIGHT <= Ring(256).room
+        for _ in range(ring.room):
+            ring.queue_rw(False, fd, 0, pages(1), None)
+        with pytest.raises(ValueError, match="reap some first"):
+            ring.queue_rw(False, fd, 0, pages(1), None)
+        ring.submit()
+        reaped = 0
+        with within(20):
+            while reaped < ring.room:
+                reaped += len(ring.reap())
+        ring.queue_sync(fd, None)
+        ring.submit()
+    finally:
+        with within(20):
+            while ring.in_flight:
+                ring.reap()
+        ring.close()
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """SIGALRM ends what would wait for ever."""
+
+    def late(*args: object) -> None:
+        raise TimeoutError("completions were lost")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -16,6 +16,7 @@ import glob
 import os
 import stat
 import struct
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ from xok_host.host.engine import MAX_VECTORS, RWF_DSYNC, Engine, best
 
 MAX_REQUEST = 1 << 20
 """Bytes in one merged request."""
+MAX_IN_FLIGHT = 256
+"""Requests at the device at a time; the rest waits for their completions, for which the engine has a bounded ring."""
 MIN_BLOCKS = 1024
 """Smallest disk: 4 MiB."""
 _BLKGETSIZE64 = 0x80081272
@@ -76,6 +79,9 @@ class BlockDevice:
     _queued: list[_Operation] = field(default_factory=list)
     _flushes: list[_Flush] = field(default_factory=list)
     _in_flight: int = 0
+    _running: int = 0
+    _backlog: deque[_Request | _Flush] = field(default_factory=deque)
+    """Submitted, and waiting for room in flight."""
 
     def read(self, sector: int, buffers: Sequence[Buffer], done: Done) -> None:
         self._queue(_Operation(False, False, sector, list(buffers), check_request(self, sector, buffers), done))
@@ -100,7 +106,7 @@ class BlockDevice:
             for operations in _merge(queued):
                 self._start(_Request(operations, sum(operation.size for operation in operations)))
         for flush in self._flushes:
-            self.engine.queue_sync(self.fd, flush)
+            self._start(flush)
             self.counts.flushes += 1
         self._flushes.clear()
         self.engine.submit()
@@ -108,10 +114,15 @@ class BlockDevice:
     def poll(self) -> int:
         delivered = 0
         for token, result in self.engine.reap():
+            self._running -= 1
             if isinstance(token, _Flush):
                 delivered += self._deliver(token.done, 0 if result >= 0 else -result)
             else:
                 delivered += self._finish(token, result)
+        if self._backlog:
+            while self._backlog and self._running < MAX_IN_FLIGHT:
+                self._issue(self._backlog.popleft())
+            self.engine.submit()
         return delivered
 
     def in_flight(self) -> int:
@@ -128,7 +139,17 @@ class BlockDevice:
         self.engine.close()
         os.close(self.fd)
 
-    def _start(self, request: _Request) -> None:
+    def _start(self, request: _Request | _Flush) -> None:
+        if self._running < MAX_IN_FLIGHT and not self._backlog:
+            self._issue(request)
+        else:
+            self._backlog.append(request)
+
+    def _issue(self, request: _Request | _Flush) -> None:
+        self._running += 1
+        if isinstance(request, _Flush):
+            self.engine.queue_sync(self.fd, request)
+            return
         first = request.operations[0]
         buffers = [buffer for operation in request.operations for buffer in operation.buffers]
         if request.skip:

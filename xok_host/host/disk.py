@@ -1,7 +1,8 @@
 """What a disk is to xokd: asynchronous, in sectors, from and into the caller's own memory.
 
-D-1  `read`, `write` and `flush` only queue; `submit` starts what is queued; `poll` calls the `done` functions of what
-     has finished.  `done` gets 0 or an errno, is called from `poll` only, and may queue more.
+D-1  `read`, `write` and `flush` only queue; `submit` starts what is queued, and `poll` what there was no room for yet;
+     `poll` calls the `done` functions of what has finished.  `done` gets 0 or an errno, is called from `poll` only, and
+     may queue more.
 D-2  Requests that were submitted together may be carried out in any order.  A flush covers the writes that had
      *completed* when it was submitted, and no others.
 D-3  A write is durable when a later flush, or the write itself with `durable`, has completed.

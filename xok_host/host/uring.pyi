@@ -5,6 +5,7 @@ from xok_host.host.disk import Buffer
 MAX_VECTORS: int
 
 class Ring:
+    room: int
     submissions: int
     in_flight: int
     def __init__(self, entries: int = 256) -> None: ...

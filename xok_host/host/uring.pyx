@@ -8,6 +8,9 @@ neither move nor go away while the device works on them.
     ring.submit()              one system call for all that is queued
     ring.fileno()              readable when there are completions
     ring.reap()                [(token, bytes transferred or −errno), …]
+
+No more may be in flight than the ring has room for completions of (`room`): what overflows it is not told before somebody
+asks the kernel for it, and this module asks for nothing.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, errno
@@ -105,6 +108,8 @@ cdef class Ring:
     cdef uint32_t _sq_mask, _cq_mask, _entries, _queued
     cdef uint64_t _next
     cdef dict _requests
+    cdef readonly uint32_t room
+    """Requests that may be in flight."""
     cdef readonly uint64_t submissions
     """System calls made to submit."""
 
@@ -142,6 +147,7 @@ cdef class Ring:
         self._cq_mask = (<uint32_t *>(base + params.cq_off.ring_mask))[0]
         self._cqes = <io_uring_cqe *>(base + params.cq_off.cqes)
         self._entries = params.sq_entries
+        self.room = params.cq_entries
         self._event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self._event < 0:
             _raise("eventfd")
@@ -177,6 +183,8 @@ cdef class Ring:
         """A zeroed submission entry; submits first when the queue is full."""
         if self._fd < 0:
             raise ValueError("the ring is closed")
+        if <uint32_t>len(self._requests) >= self.room:
+            raise ValueError(f"{self.room} requests are in flight: reap some first")
         while self._queued == self._entries:
             self.submit()
         cdef uint32_t tail = self._sq_tail[0] + self._queued
