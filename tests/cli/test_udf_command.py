@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.xokkit import Done, Xok
-from tests.xn import toy
+from tests.xn import toy, tracedkit
 from xok_host.abi.calls import CatalogueEntry
 from xok_host.abi.types import BLOCK, TYPE_XN_DB
 from xok_host.abi.udf import META, Function, load
@@ -227,3 +227,46 @@ def test_a_disk_in_use_is_refused(tmp_path: Path) -> None:
         assert done.status == exits.REFUSED and "another xokd" in done.err
     finally:
         xok("down")
+
+
+def test_traced_partitions_are_shown_as_they_are_read(ask, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    template, block = tmp_path / "heap", tmp_path / "block"
+    template.write_bytes(tracedkit.heap().pack())
+    assert "STRUCT, 64 traced partitions; instructions: owns" in ask("list", source=template).out
+    record = tracedkit.EXTENT.pack(9, 1)
+    block.write_bytes(
+        tracedkit.ENTRY.pack(64, 1) + tracedkit.ENTRY.pack(80, 1) + bytes(56) + record + bytes(8) + record
+    )
+    done = ask("explain", "--file", block, source=template)
+    assert done.status == exits.REFUSED and "owns names a block twice, in two partitions" in done.out
+    assert (
+        "partition 0: reads bytes 0 to 3, 64 to 71\n" in done.out
+        and "partition 9: reads bytes 516 to 517\n" in done.out
+    )
+    block.write_bytes(tracedkit.ENTRY.pack(64, 2) + tracedkit.ENTRY.pack(72, 1) + bytes(56) + record)
+    done = ask("explain", "--file", block, source=template)
+    assert done.status == exits.REFUSED and "REFUSED: byte 76 is read by 2 partitions" in done.out
+    found = json.loads(ask("explain", "--file", block, "--part", 1, "--json", source=template).out)
+    assert found["partitions"][0]["regions"] == [[4, 4], [76, 4]] and "readers" not in found
+
+
+def test_overlapping_partitions_are_shown_with_their_readers(ask, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    template, block = tmp_path / "based", tmp_path / "block"
+    template.write_bytes(tracedkit.based().pack())
+    assert "64 overlapping partitions; instructions: owns" in ask("list", source=template).out
+    block.write_bytes(tracedkit.BASED.pack(100, 2, 1, 2, *[0] * 6))
+    done = ask("explain", "--file", block, source=template)
+    assert done.status == 0, done
+    assert "partition 1: reads bytes 0 to 7, 12 to 13\n" in done.out
+    assert "bytes 0 to 7: read by 2, as uses says\nbytes 10 to 25: read by 1, as uses says\n" in done.out
+    assert "emits bytes 0 to 7 are read by 2 partitions" in ask("run", "uses", "--file", block, source=template).out
+    assert "emits bytes 522 to 537" in ask("run", "uses", "--file", block, "--part", 1, source=template).out
+    assert ask("run", "uses", "--part", 8, source=template).status != 0
+    block.write_bytes(tracedkit.BASED.pack(100, 3, 1, 2, *[0] * 6))
+    done = ask("explain", "--file", block, source=template)
+    assert done.status == exits.REFUSED and "bytes 0 to 7: read by 2, and uses says by 3\n" in done.out
+    assert "REFUSED: uses says that 3 partitions read byte 0; 2 do" in done.out
+    found = json.loads(ask("explain", "--file", block, "--json", source=template).out)
+    assert found["readers"][0] == {"first": 0, "end": 8, "number": 2, "claimed": 3, "refused": ""}
+    block.write_bytes(tracedkit.BASED.pack(100, 600, 1, 2, *[0] * 6))
+    assert "REFUSED: uses(0) gives byte 0 600 users" in ask("explain", "--file", block, source=template).out

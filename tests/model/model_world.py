@@ -750,7 +750,7 @@ class World:
         """One thing of one operation is another."""
         at = self.random.randrange(len(ops))
         op = ops[at]
-        how = self.random.randrange(8)
+        how = self.random.randrange(9)
         if how == 0:
             op = replace(op, own_id=self.random.choice([0, 1, 7, 8, 0xFFFF_FFFF]))
         elif how == 1:
@@ -765,6 +765,8 @@ class World:
             op = replace(op, page=self.random.choice([0, 5, 1 << 63, *[p for h in self.holders for p in h.pages]]))
         elif how == 6:
             op = replace(op, kind=self.random.choice([1, 2, 3, 5, 8, 9, 10]))
+        elif how == 7 and op.kind != OpKind.WITNESS:
+            op = replace(op, dependents=[self.random.choice([0, 7, 8, 0xFFFF_FFFF])])
         else:
             op = replace(op, writes=[(offset + self.random.choice([-1, 1, 512]), data) for offset, data in op.writes
                                      if offset])  # fmt: skip

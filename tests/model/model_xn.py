@@ -196,7 +196,7 @@ class _Judged:
 
     def parse(self, ops: Sequence[Op]) -> None:
         for op in ops:
-            if not OpKind.MODIFY <= op.kind <= OpKind.MOVE or op.flags & ~3:
+            if not OpKind.MODIFY <= op.kind <= OpKind.MOVE or op.flags & ~7:
                 self.errors.add(e.BadCall)
             elif op.da >> 56 != DEV:
                 self.errors |= {e.NotFound, e.BadCall}  # the second: another one's device was another
@@ -214,7 +214,7 @@ class _Judged:
         root = next((tree for tree in roots if tree.db <= op.db < tree.db + tree.count), None)
         if root is None or model.entry(self.who, op.db) is None:
             return False
-        if op.writes or not op.count:
+        if op.writes or op.dependents or not op.count:
             self.errors.add(e.BadCall)
         if op.db + op.count > root.db + root.count:
             self.errors.add(e.NotInCore)
@@ -250,6 +250,8 @@ class _Judged:
             self.errors.add(e.BogusPartition)
         if wrong:
             return
+        if op.dependents:  # no partitions overlap here
+            self.errors.add(e.WrongType)
         if op.kind != OpKind.WRITEB and op.own_id == NO_PARTITION:
             if any(data for _, data in op.writes) or op.kind not in (OpKind.MODIFY, OpKind.SET_TYPE):
                 self.errors.add(e.BogusPartition)

@@ -11,7 +11,7 @@ import pytest
 
 from xok_host.abi.declare import Structure, u32, u64
 from xok_host.abi.errors import BogusPartition, TypeInvalid, UdfFailed
-from xok_host.abi.template import HEADER, MAX_BYTES, PROGRAMS, BadTemplate, Kind, Template
+from xok_host.abi.template import HEADER, MAX_BYTES, PROGRAMS, BadTemplate, Kind, Partitions, Template
 from xok_host.abi.types import Right
 from xok_host.abi.udf import META, NEW, Function, load
 from xok_host.kernel.xn.template import MAX_BLOCKS, MAX_GUARDS, MAX_PARTS, MAX_REGIONS, import_template
@@ -153,11 +153,16 @@ def test_shape() -> None:
     refused("not UTF-8", name=b"\xff")
 
 
+def goes_with(name: str) -> dict[str, Any]:
+    """What else a template with this program says."""
+    if name == "uses":
+        return {"access": b"", "partitions": Partitions.OVERLAPPING}
+    return {"blocks": 0} if name == "size" else {}
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_are_verified(name: str) -> None:
-    changes: dict[str, Any] = {name: b"\xff" * 8}
-    if name == "size":
-        changes["blocks"] = 0
+    changes: dict[str, Any] = {name: b"\xff" * 8} | goes_with(name)
     refused(f"{name}: slot 0: unknown opcode", **changes)
 
 
@@ -171,9 +176,7 @@ def test_helpers_of_others_are_refused(name: str) -> None:
     }
     for helper, call in calls.items():
         if helper != own:
-            changes: dict[str, Any] = {name: program(call)}
-            if name == "size":
-                changes["blocks"] = 0
+            changes: dict[str, Any] = {name: program(call)} | goes_with(name)
             refused(f"{name} calls helper {helper}", **changes)
 
 

@@ -23,6 +23,7 @@ from toy import (
     take_pages,
     template,
 )
+from tracedkit import Tree, based, choosy
 
 from xok_host.abi import errors as e
 from xok_host.abi.calls import CallNumber, Op, OpKind, pack_extents, pack_transaction
@@ -372,6 +373,12 @@ def _(toy: Toy) -> None:
 def _(toy: Toy) -> None:
     for number in range(3):
         toy.env.call("install_mount", DEV, 0, 256, TYPE_XN_DB, data=b"%d" % number)
+
+
+@trigger("install_mount", e.UdfFailed)
+def _(toy: Toy) -> None:
+    kind = install_type(toy.env, "choosy", choosy(300).pack())
+    toy.env.call("install_mount", DEV, 300, 1, kind, data=b"new")
 
 
 @trigger("install_mount", e.LimitReached)
@@ -862,6 +869,46 @@ def _(toy: Toy) -> None:
     full = b"".join(struct.pack("<H510x", 1000) for _ in range(SECTORS))
     root, cap = poked_root(toy, "many", template("many", owns=f.finish()), 0, full)
     toy.env.call("udf_enum", da(root), 0, 8, cap=cap, out_bytes=1 << 18)
+
+
+# ---- overlapping partitions: the base of a block is changed, and those that depend on it are not named
+
+
+def hidden(name: str, *kinds: OpKind) -> None:
+    @trigger(name, e.DependentsMissing)
+    def _(toy: Toy) -> None:
+        tree = Tree.of(toy.local, based())
+        block = tree.free(hint=200)
+        tree.transact(
+            tree.alloc(0, block, (0, struct.pack("<QH", block - 1, 1)), (10, b"\1")), tree.op(0xFFFFFFFF, (8, b"\1"))
+        )
+        given = {"db": block, "count": 1, "page": da(tree.root)}
+        change = (0, struct.pack("<Q", block))
+        ops = [tree.op(part, change, kind=kind, **given) for part, kind in enumerate(kinds, 1)]
+        if OpKind.ALLOC in kinds:
+            ops = [tree.alloc(1, block + 1, change)]
+        tree.env.call(name, cap=tree.cap, data=pack_transaction(ops))
+
+
+hidden("transact", OpKind.MODIFY)
+hidden("alloc", OpKind.ALLOC)
+hidden("free", OpKind.FREE)
+hidden("add_edge", OpKind.ADD_EDGE)
+hidden("set_type", OpKind.SET_TYPE)
+hidden("move", OpKind.MODIFY, OpKind.MOVE)
+hidden("swap", OpKind.MOVE, OpKind.MOVE)
+
+
+@trigger("writeb", e.DependentsMissing)
+def _(toy: Toy) -> None:
+    tree = Tree.of(toy.local, based())
+    tree.env.call("writeb", da(tree.root, 10), cap=tree.cap, data=b"x")
+
+
+@trigger("writeb", e.BogusUpdate)
+def _(toy: Toy) -> None:
+    tree = Tree.of(toy.local, based())
+    tree.env.call("writeb", da(tree.root, 8), cap=tree.cap, data=b"\1")
 
 
 # ---- locks

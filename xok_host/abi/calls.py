@@ -98,6 +98,8 @@ class OpFlag(IntFlag):
     """ALLOC: the blocks' first contents are zeros."""
     PAGES = 2
     """ALLOC: `page` and the pages after it are the blocks' first contents."""
+    DEPENDENTS = 4
+    """The first vector names partitions (u32 each) that depend on what changes, of a type whose partitions overlap."""
 
 
 class EntryFlag(IntFlag):
@@ -129,6 +131,8 @@ MAX_OPS = 64
 """Operations in one transaction."""
 MAX_WITNESSES = 32
 """Blocks that one transaction may show to protected methods."""
+MAX_DEPENDENTS = 512
+"""Partitions that the operations of one transaction may name as dependents."""
 MAX_VECTORS = 64
 """Vectors in one operation."""
 MAX_EXTENTS = 1024
@@ -153,13 +157,19 @@ class Op:
     page: int = 0
     flags: int = 0
     writes: Sequence[tuple[int, bytes]] = ()
+    dependents: Sequence[int] = ()
+    """Other partitions that the writes may concern, if partitions overlap."""
 
     def pack(self) -> bytes:
+        writes, flags = list(self.writes), self.flags
+        if self.dependents:
+            writes.insert(0, (0, struct.pack(f"<{len(self.dependents)}I", *self.dependents)))
+            flags |= OpFlag.DEPENDENTS
         parts = [
             OP_HEADER.pack(
                 self.kind,
-                self.flags,
-                len(self.writes),
+                flags,
+                len(writes),
                 self.own_id,
                 self.da,
                 self.db,
@@ -168,7 +178,7 @@ class Op:
                 self.page,
             )
         ]
-        for offset, data in self.writes:
+        for offset, data in writes:
             parts.append(VECTOR_HEADER.pack(offset, len(data)))
             parts.append(bytes(data))
             parts.append(b"\0" * (-len(data) % 8))

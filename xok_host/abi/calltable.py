@@ -63,6 +63,7 @@ _OPERATION: Fails = {
 _MODIFICATION: Fails = _OPERATION | {
     e.WrongType: "the block is plain data and has no partitions",
     e.UdfFailed: "a UDF faulted, ran over its budget, or gave malformed output",
+    e.DependentsMissing: "partitions overlap, and not all that read the bytes changed are named",
     e.RefcountWrong: "a reference changes and its count does not, or the reverse",
     e.Refused: "the type's acl function or protected method refuses the modification",
 }
@@ -137,6 +138,7 @@ CALLS: tuple[Call, ...] = (
             e.Exists: "the name is taken",
             e.NotFree: "a block of the extent is in use or waits to be freed",
             e.WrongType: "no such type is in use, or the name is reserved for a type and the root temporary",
+            e.UdfFailed: "the type's partitions are traced, and would not be empty and apart at that block",
             e.NoSpace: "there is no room on the disk or in the catalogue; r0: blocks that a flush frees",
             e.LimitReached: "the registry is full of blocks that cannot go, the caller has its most capabilities, "
             "or its user the most names",
@@ -335,7 +337,9 @@ CALLS: tuple[Call, ...] = (
         | {
             e.BadCall: "there are no bytes, or more than 64 blocks hold",
             e.BogusPartition: "a UDF reads some of the bytes",
-            e.UdfFailed: "the type's acl function or protected method faulted",
+            e.DependentsMissing: "overlapping partitions read some of the bytes",
+            e.BogusUpdate: "the type's uses function would say something else, or the bytes are a discriminator",
+            e.UdfFailed: "the type's acl function or protected method faulted, or a program that is traced",
             e.Refused: "the type's acl function or protected method refuses the modification",
         },
     ),

@@ -223,6 +223,13 @@ class Gone(XokError):
     errno = _errno.ENOTCONN
 
 
+class DependentsMissing(XokError):
+    """Overlapping partitions depend on the bytes changed, and not all of them are named."""
+
+    code = 29
+    errno = _errno.EPERM
+
+
 def _all_errors(base: type[XokError]) -> list[type[XokError]]:
     found = [base]
     for child in base.__subclasses__():

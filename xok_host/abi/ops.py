@@ -5,7 +5,8 @@
     env.call("alloc", cap=tree, data=pack_transaction(alloc(...)))             # the same as a call of its own
 
 `Part` is one partition of a metadata block and the bytes to change there: (da of the block, partition, writes), each
-write being (offset in the block, bytes), as in Figure 8-1.
+write being (offset in the block, bytes), as in Figure 8-1; and, of a type whose partitions overlap, those others that
+read bytes written.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Part:
     da: int
     own_id: int
     writes: Sequence[tuple[int, bytes]] = ()
+    dependents: Sequence[int] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,7 +94,7 @@ def writeb(da: int, data: bytes) -> list[Op]:
 
 def _op(kind: OpKind, part: Part, extent: Extent | None = None, *, page: int = 0, flags: int = 0) -> Op:
     named = extent or Extent(0, 0)
-    return Op(kind, part.da, part.own_id, named.db, named.count, named.type, page, flags, part.writes)
+    return Op(kind, part.da, part.own_id, named.db, named.count, named.type, page, flags, part.writes, part.dependents)
 
 
 def _edge(kind: OpKind, source: Part, element: int, counter: Part | None) -> list[Op]:

@@ -11,6 +11,7 @@ What the programs are given and give:
 | program | r3 | r4 | r5 | gives |
 |---|---|---|---|---|
 | access | partition | 0 | 0 | emit(offset, nbytes, 0): the bytes of the partition; it cannot read the instance |
+| uses | sector | 0 | 0 | emit(offset, nbytes, count): how many partitions read each of these bytes; others, none |
 | owns | partition | 0 | 0 | emit(block, count, type id): what those bytes own |
 | refs | partition | 0 | da | emit_ref(da): elements referred to |
 | refcnt | partition | 0 | da | emit(da of element, count, 0) for every countable element |
@@ -20,6 +21,9 @@ What the programs are given and give:
 | size | 0 | 0 | 0 | r0: blocks; META is the first block alone |
 
 r1 is META, r2 the bytes shown there.  `da` is the disk address of the instance's first byte.
+
+Which bytes a partition has is said in one of three ways (`Partitions`; thesis 4.1.1, 4.1.2): by `access`; by tracing
+what `owns`, `refs` and `refcnt` read; or by tracing them where they may overlap, with `uses` to count who reads a byte.
 
 Unpacking checks the form only; whether XN accepts the type is decided by `xok_host.kernel.xn.template`.
 """
@@ -40,8 +44,9 @@ MAX_BYTES = 4 * BLOCK
 """Largest packed template."""
 MAX_DISCRIMINATORS = 64
 
-PROGRAMS = ("access", "owns", "refs", "refcnt", "guard", "acl", "size", "method")
-"""In the order of the header's program table."""
+_TABLE = ("access", "owns", "refs", "refcnt", "guard", "acl", "size", "method")
+"""In the order of the header's program table; `uses` has the place of `access`, which its type does not have."""
+PROGRAMS = (*_TABLE, "uses")
 
 
 class Kind(IntEnum):
@@ -50,6 +55,17 @@ class Kind(IntEnum):
     STRUCT = 1
     UNION = 2
     """Bytes that mean different things, told apart by discriminators, which only `set_type` changes."""
+
+
+class Partitions(IntEnum):
+    """How XN knows the bytes of a partition."""
+
+    EXPLICIT = 0
+    """`access` says: they are constant and disjoint."""
+    TRACED = 1
+    """What its programs read; they are disjoint in every state."""
+    OVERLAPPING = 2
+    """What its programs read; `uses` counts the partitions that read a byte."""
 
 
 class BadTemplate(ValueError):
@@ -68,11 +84,25 @@ HEADER = Structure(
     u32("blocks", "size of an instance in blocks; 0: the size program says"),
     u32("total", "bytes of the whole template"),
     u32("checksum", "CRC-32 of the whole template with this field zero"),
-    pad(4),
+    u8("partitions", "0 explicit, 1 traced, 2 overlapping"),
+    pad(3),
     chars("name", NAME_BYTES, "padded with zeros"),
-    array("programs", RANGE, len(PROGRAMS), ", ".join(PROGRAMS) + ": where in the template; length 0 for none"),
+    array(
+        "programs",
+        RANGE,
+        len(_TABLE),
+        f"{', '.join(_TABLE)}: where in the template; length 0 for none; of overlapping partitions, uses is the first",
+    ),
     doc="Behind it follow the discriminators, one range each (offset in the instance), then the programs' bytes.",
 )
+
+
+_ONLY = {"access": (Partitions.EXPLICIT,), "uses": (Partitions.OVERLAPPING,)}
+"""Programs that only some ways of partitioning have."""
+
+
+def _in_table(partitions: Partitions) -> tuple[str, ...]:
+    return ("uses", *_TABLE[1:]) if partitions == Partitions.OVERLAPPING else _TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +116,7 @@ class Template:
     parts: int = 0
     discriminators: tuple[tuple[int, int], ...] = ()
     """(offset, nbytes) in the instance."""
+    partitions: Partitions = Partitions.EXPLICIT
     access: bytes = b""
     owns: bytes = b""
     refs: bytes = b""
@@ -94,6 +125,7 @@ class Template:
     acl: bytes = b""
     size: bytes = b""
     method: bytes = b""
+    uses: bytes = b""
 
     def pack(self) -> bytes:
         """The bytes for the type catalogue.  Raises BadTemplate for what the format cannot hold."""
@@ -101,12 +133,15 @@ class Template:
             raise BadTemplate(f"name {self.name!r} is not 1 to {NAME_BYTES} bytes without zeros")
         if len(self.discriminators) > MAX_DISCRIMINATORS:
             raise BadTemplate(f"{len(self.discriminators)} discriminators, at most {MAX_DISCRIMINATORS}")
+        for program, ways in _ONLY.items():
+            if getattr(self, program) and self.partitions not in ways:
+                raise BadTemplate(f"a type with {self.partitions.name.lower()} partitions has no {program} program")
         head = HEADER.size
         body = bytearray()
         for start, length in self.discriminators:
             body += RANGE.pack(start=start, length=length)
         places = []
-        for program in PROGRAMS:
+        for program in _in_table(self.partitions):
             code = getattr(self, program)
             places.append({"start": head + len(body) if code else 0, "length": len(code)})
             body += code
@@ -122,6 +157,7 @@ class Template:
             discriminators=len(self.discriminators),
             parts=self.parts,
             blocks=self.blocks,
+            partitions=self.partitions,
             total=total,
             name=self.name,
             programs=places,
@@ -150,6 +186,8 @@ class Template:
             raise BadTemplate("checksum does not match")
         if head.kind not in tuple(Kind):
             raise BadTemplate(f"kind {head.kind}")
+        if head.partitions not in tuple(Partitions):
+            raise BadTemplate(f"partitions {head.partitions}, which is no way to say what they are")
         if head.discriminators > MAX_DISCRIMINATORS:
             raise BadTemplate(f"{head.discriminators} discriminators, at most {MAX_DISCRIMINATORS}")
         start = HEADER.size + head.discriminators * RANGE.size
@@ -157,7 +195,8 @@ class Template:
             raise BadTemplate("discriminators reach beyond the template")
         regions = [RANGE.unpack(copy, HEADER.size + i * RANGE.size) for i in range(head.discriminators)]
         programs = {}
-        for name, place in zip(PROGRAMS, head.programs, strict=True):
+        partitions = Partitions(head.partitions)
+        for name, place in zip(_in_table(partitions), head.programs, strict=True):
             if place.length and not start <= place.start <= place.start + place.length <= head.total:
                 raise BadTemplate(f"program {name} lies outside the template")
             programs[name] = bytes(copy[place.start : place.start + place.length])
@@ -166,6 +205,7 @@ class Template:
             kind=Kind(head.kind),
             blocks=head.blocks,
             parts=head.parts,
+            partitions=partitions,
             discriminators=tuple((r.start, r.length) for r in regions),
             **programs,
         )

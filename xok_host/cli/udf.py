@@ -14,7 +14,7 @@ import os
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xok_host.abi import elf
@@ -23,7 +23,7 @@ from xok_host.abi.declare import Structure
 from xok_host.abi.ebpf import Instruction, decode, disassemble
 from xok_host.abi.errors import BadCall, NotFound, TypeInvalid
 from xok_host.abi.template import MAGIC, MAX_BYTES, PROGRAMS, BadTemplate
-from xok_host.abi.types import BLOCK, SECTORS, TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset, disk_address
+from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset, disk_address
 from xok_host.abi.udf import HELPERS, META_BASE
 from xok_host.cli import exits
 from xok_host.host.blockdev import open_disk
@@ -31,8 +31,9 @@ from xok_host.host.config import without_from_environment
 from xok_host.host.reconstruct import BlockReader
 from xok_host.host.signature import naming
 from xok_host.kernel.xn import recover
-from xok_host.kernel.xn.explain import Answer, Partition, explain, whole_block
+from xok_host.kernel.xn.explain import Answer, Partition, Readers, explain, readers, whole_block
 from xok_host.kernel.xn.interp import MAX_OUTPUT
+from xok_host.kernel.xn.readset import MAX_USES
 from xok_host.kernel.xn.template import MAX_BLOCKS, MAX_GUARDS, MAX_REGIONS, Template, import_template
 from xok_host.kernel.xn.trace import trace
 
@@ -42,7 +43,7 @@ _SOURCE = "a disk that no xokd uses, a file with a packed template, or an object
 
 _DEV = 1
 """Device number in disk addresses: offline any will do."""
-_MAX_OUTPUT = {"access": MAX_REGIONS, "guard": MAX_GUARDS}
+_MAX_OUTPUT = {"access": MAX_REGIONS, "guard": MAX_GUARDS, "uses": MAX_USES}
 _BUILTIN = {int(TYPE_XN_DB): "xn-db", int(TYPE_XN_TYPE): "xn-type"}
 
 
@@ -76,7 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         instance = action.add_mutually_exclusive_group()
         instance.add_argument("--block", metavar="N", type=int, help="the instance is this block of the disk")
         instance.add_argument("--file", metavar="FILE", help="the instance is this file, filled up with zeros")
-        action.add_argument("--part", metavar="P", type=int, help="partition (explain: all; run: 0)")
+        action.add_argument(
+            "--part", metavar="P", type=int, help="partition, of uses the sector (explain: all; run: 0)"
+        )
         action.add_argument(
             "--da", metavar="DA", type=_number, help="disk address of the instance; default: the block's"
         )
@@ -261,6 +264,7 @@ def _list(source: Source, options: argparse.Namespace) -> int:
         else:
             row["kind"] = kind.template.kind.name
             row["parts"] = kind.template.parts
+            row["partitions"] = kind.template.described.partitions.name.lower()
             row["instructions"] = {name: program.length for name, program in kind.template.programs.items()}
         rows.append(row)
     if options.json:
@@ -274,7 +278,8 @@ def _list(source: Source, options: argparse.Namespace) -> int:
             print(f"{row['name']:24} {number} REFUSED: {row['refused']}")
             continue
         programs = "  ".join(f"{name} {count}" for name, count in row["instructions"].items())
-        print(f"{row['name']:24} {number} {row['kind']}, {row['parts']} partitions; instructions: {programs}")
+        way = "" if row["partitions"] == "explicit" else row["partitions"] + " "
+        print(f"{row['name']:24} {number} {row['kind']}, {row['parts']} {way}partitions; instructions: {programs}")
     return exits.OK
 
 
@@ -303,8 +308,16 @@ def _run(source: Source, kind: Kind, options: argparse.Namespace) -> int:
     name = options.program
     program = _program(kind, name)
     meta = source.instance(template, options)
-    part = 0 if name in ("guard", "size") else template.partition(options.part or 0)
-    windows = template.windows[part] if name in ("owns", "refs", "refcnt") else None
+    start, windows = 0, None
+    part = 0 if name in ("guard", "size") else options.part or 0
+    if name == "uses":
+        if not 0 <= part < SECTORS:
+            raise BadCall(f"uses is asked of a sector, 0 to {SECTORS - 1}: not of {part}")
+        start = part * SECTOR
+        windows = array("Q", (start, start + SECTOR))
+    elif name not in ("guard", "size"):
+        start = template.regions[template.partition(part)][0][0]
+        windows = template.windows[part] if name in ("owns", "refs", "refcnt") else None
     how: dict[str, Any] = {"windows": windows, "max_out": _MAX_OUTPUT.get(name, MAX_OUTPUT)}
     if name == "access":
         meta, how["windows"] = bytes(template.first_bytes), array("Q")
@@ -319,7 +332,6 @@ def _run(source: Source, kind: Kind, options: argparse.Namespace) -> int:
         )
     if name == "method" and options.context is not None:
         how["context"] = _read_file(options.context, MAX_BLOCKS * BLOCK)
-    start = template.regions[part][0][0]
     if options.trace and not options.json:
         how["on_step"] = lambda *step: _print_step(source.structure, start, *step)
     result = trace(program, meta, part, **how)
@@ -374,20 +386,27 @@ def _explain(source: Source, kind: Kind, options: argparse.Namespace) -> int:
     meta = source.instance(template, options)
     parts = range(template.parts) if options.part is None else [template.partition(options.part)]
     found = [explain(template, meta, part, _da(options)) for part in parts]
-    whole = whole_block(template, meta) if options.part is None else ""
+    whole = whole_block(template, meta, _da(options)) if options.part is None else ""
+    shared = readers(template, meta, _da(options)) if options.part is None else []
     bad = bool(whole) or any(answer.refused for partition in found for answer in partition.answers)
     if options.json:
-        print(json.dumps({"type": kind.name, "partitions": [_as_json(p) for p in found], "refused": whole}, indent=2))
+        said = {"type": kind.name, "partitions": [_as_json(p) for p in found], "refused": whole}
+        if template.read_sets is not None and template.read_sets.overlapping:
+            said["readers"] = [asdict(one) for one in shared]
+        print(json.dumps(said, indent=2))
         return exits.REFUSED if bad else exits.OK
     where = f"block {options.block}" if options.block is not None else options.file or "the empty instance"
     print(f"{kind.name}, {where}")
     for partition in found:
         regions = ", ".join(f"{start} to {start + length - 1}" for start, length in partition.regions)
-        print(f"partition {partition.number}: bytes {regions}")
+        way = "" if template.read_sets is None else "reads "
+        print(f"partition {partition.number}: {way}bytes {regions}")
         for answer in partition.answers:
-            _print_answer(source, template, answer, partition.regions[0][0])
+            _print_answer(source, template, answer, template.regions[partition.number][0][0])
+    for one in shared:
+        _print_readers(one)
     if whole:
-        print(f"REFUSED: {whole}, in two partitions")
+        print(f"REFUSED: {whole}")
     return exits.REFUSED if bad else exits.OK
 
 
@@ -400,6 +419,15 @@ def _print_answer(source: Source, template: Template, answer: Answer, start: int
         print(f"          REFUSED: {answer.refused}")
     if answer.fault:
         print("          " + _line(template.programs[answer.program].code, answer.fault.slot).strip())
+
+
+def _print_readers(one: Readers) -> None:
+    """How many partitions read some bytes, and how many `uses` says."""
+    if one.refused:
+        print(f"bytes {one.first} to {one.end - 1}: REFUSED: {one.refused}")
+        return
+    text = f"bytes {_ranges([(one.first, one.end)])}: read by {one.number}"
+    print(text + (", as uses says" if one.number == one.claimed else f", and uses says by {one.claimed}"))
 
 
 def _as_json(partition: Partition) -> dict[str, Any]:
@@ -430,6 +458,8 @@ def _meaning(source: Source, program: str, values: tuple[int, int, int]) -> str:
         return f"owns block {first}{last}, {source.name_of(third)}"
     if program == "access":
         return f"bytes {first} to {first + second - 1}"
+    if program == "uses":
+        return f"bytes {first} to {first + second - 1} are read by {third} partitions"
     if program == "refs":
         return f"refers to {_place(first)}"
     if program == "refcnt":

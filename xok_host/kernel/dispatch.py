@@ -47,11 +47,12 @@ from xok_host.kernel.capability import TREE, Capability
 from xok_host.kernel.env import MAX_PAGE_PINS, MAX_PAGES, MAX_PINS, MAX_WRITE_TREES, Environment
 from xok_host.kernel.pages import DATA
 from xok_host.kernel.tables import REGISTRY_ENTRIES
-from xok_host.kernel.xn import apply, bind, order, txn, types, udf
+from xok_host.kernel.xn import apply, bind, order, traced, txn, types, udf
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, FLAG_TEMPORARY, check_name
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import Cached
 from xok_host.kernel.xn.shadow import Transaction
+from xok_host.kernel.xn.verify import UDF_BUDGET
 
 if TYPE_CHECKING:
     from xok_host.kernel.kernel import Kernel
@@ -201,6 +202,8 @@ class Dispatch:
                 raise NoSpace(f"no {count} free blocks in a row", r0=device.waiting_frees)
         elif not device.freemap.is_free(db, count):
             raise NotFree(f"not all of {count} blocks at {db} are free")
+        if xtype.traced:
+            traced.check_empty(xtype, db, count, UDF_BUDGET)
         apply.check_share(kernel, env, count)
         if not kernel.make_room(count):
             raise LimitReached("the registry is full")
@@ -619,7 +622,7 @@ class Dispatch:
         if xtype is None or xtype.template is None:
             raise WrongType(f"block {entry.db} is plain data")
         meta = self._kernel.pages.view(entry.page)
-        part = xtype.template.partition_of(call.a0 % BLOCK, 1)
+        part = xtype.template.counting(meta, call.a0 % BLOCK, entry.key << 12)
         if part >= 0:
             counts = udf.counts(xtype.template.refcnt(meta, part, entry.key << 12))
             element = udf.element(call.a0)

@@ -16,7 +16,7 @@ from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReache
 from xok_host.abi.types import ALL_SECTORS, SECTOR, SECTORS, TYPE_XN_DB, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.pages import DATA, Access
-from xok_host.kernel.xn import order, udf
+from xok_host.kernel.xn import order, traced, udf
 from xok_host.kernel.xn.registry import NO_PAGE, Cached
 from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction, survivor
 from xok_host.kernel.xn.types import XnType
@@ -323,6 +323,8 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
         copy_sectors(pages.view(entry.page), shadow.bytes, changed)
     for part, touched in shadow.parts.items():
         entry.memo[part] = (touched.after, touched.references, touched.counts)
+    if shadow.reading is not None:
+        traced.applied(shadow)
     entry.sequence += 1
     entry.dirty |= changed
     if not shadow.plain:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xok_host.abi.errors import UdfFailed
-from xok_host.kernel.xn import udf
-from xok_host.kernel.xn.template import Template
+from xok_host.abi.types import SECTOR, SECTORS, da_block
+from xok_host.kernel.xn import readset, udf
+from xok_host.kernel.xn.template import IMPORT_BUDGET, Template
 from xok_host.kernel.xn.trace import Fault, Trace, trace
 
 ASKED = ("owns", "refs", "refcnt")
@@ -37,7 +38,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Partition:
-    """One partition's regions (offset, bytes) and answers."""
+    """One partition's regions (offset, bytes), of a traced one those that it reads now, and answers."""
 
     number: int
     regions: tuple[tuple[int, int], ...]
@@ -58,6 +59,50 @@ def explain(template: Template, meta: bytes, part: int, da: int) -> Partition:
             continue
         run = trace(program, meta, part, r5=0 if name == "owns" else da, windows=template.windows[part])
         out.answers.append(_answer(name, run, questions[name]))
+    if template.read_sets is not None:
+        start = template.regions[part][0][0]
+        read = [(a - start, b - start) for answer in out.answers for a, b in answer.read]
+        found = readset.union((1 << b) - (1 << a) for a, b in read)
+        out.regions = tuple((a, b - a) for a, b in readset.ranges(found, start))
+    return out
+
+
+@dataclass(slots=True)
+class Readers:
+    """Bytes of one sector that the same number of partitions read; `claimed`: how many `uses` says."""
+
+    first: int
+    end: int
+    number: int
+    claimed: int
+    refused: str = ""
+
+
+def readers(template: Template, meta: bytes, da: int) -> list[Readers]:
+    """Of overlapping partitions: who reads what, where anybody does or is said to.  A sector that cannot be asked is
+    one entry, which says why."""
+    sets = template.read_sets
+    if sets is None or not sets.overlapping:
+        return []
+    out = []
+    for sector, members in enumerate(sets.members):
+        start = sector * SECTOR
+        try:
+            sets.begin(IMPORT_BUDGET)
+            found = readset.tally(sets.ask(meta, part, da_block(da))[1] for part in members)
+            claimed = sets.uses(meta, sector)
+        except UdfFailed as refusal:
+            out.append(Readers(start, start + SECTOR, 0, 0, refusal.detail))
+            continue
+        at = 0
+        while at < SECTOR:
+            pair = readset.count(found, at), readset.count(claimed, at)
+            end = at
+            while end < SECTOR and pair == (readset.count(found, end), readset.count(claimed, end)):
+                end += 1
+            if any(pair):
+                out.append(Readers(start + at, start + end, *pair))
+            at = end
     return out
 
 
@@ -72,8 +117,8 @@ def _answer(name: str, run: Trace, ask: Callable[[], array[int]]) -> Answer:
     return answer
 
 
-def whole_block(template: Template, meta: bytes) -> str:
-    """Why XN would not take the instance as a whole (a block that two partitions own); empty if it would.
+def whole_block(template: Template, meta: bytes, da: int) -> str:
+    """Why XN would not take the instance as a whole (two partitions own a block, or share bytes); empty if it would.
 
     What is wrong with a single partition is said there."""
     said = array("Q")
@@ -85,5 +130,12 @@ def whole_block(template: Template, meta: bytes) -> str:
     try:
         udf.canonical(said)
     except UdfFailed as refusal:
-        return refusal.detail
+        return f"{refusal.detail}, in two partitions"
+    if template.read_sets is not None:
+        template.read_sets.begin(IMPORT_BUDGET)
+        try:
+            for sector in range(SECTORS):
+                template.read_sets.survey(meta, sector, da_block(da))
+        except UdfFailed as refusal:
+            return refusal.detail
     return ""

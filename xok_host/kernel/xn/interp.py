@@ -8,6 +8,8 @@ INTERP-3  A run reads only what it is shown: META (or the windows of META that t
           and CONTEXT if there are such.  It writes only to its stack.
 INTERP-4  A run yields at most `max_out` elements of three 64-bit integers.
 INTERP-5  Compiled and uncompiled, every program gives the same results and the same faults at the same instruction.
+INTERP-6  `run_traced` marks exactly the bytes of its window that the run's loads have read.  Loads of other runs cost
+          nothing for it: a trace keeps the window that was found last from being remembered, so that every load looks.
 
 A program is verified when it is made: opcodes, registers, reserved fields, jumps that stay inside and on instructions,
 known helpers, no way to fall off its end.  What can only be seen while running is a `UdfFault`.
@@ -217,6 +219,19 @@ def _reverse(value: cython.ulonglong, width: cython.int) -> cython.ulonglong:
     return out
 
 
+@cython.cfunc
+@cython.exceptval(check=False)
+def _mark(read: bytearray, at: cython.ulonglong, width: cython.int) -> cython.void:
+    """Set `width` bits from bit `at` on."""
+    k: cython.ulonglong
+    if cython.compiled:
+        bits: cython.p_uchar = cython.cast(cython.p_uchar, cython.cast(cython.p_char, read))
+    else:
+        bits = read
+    for k in range(at, at + width):
+        bits[k >> 3] |= 1 << (k & 7)
+
+
 def verify(code: bytes) -> list[Instruction]:
     """The decoded program, or BadProgram: everything that can be checked without running it."""
     if len(code) > 8 * MAX_INSTRUCTIONS:
@@ -317,6 +332,7 @@ class Program:
     """Instructions that the last call executed, also if it ended in a fault."""
     _steps: object
     _registers: object
+    _trace: object
     _r0: cython.ulonglong
     _count: cython.int
     _pc: cython.int
@@ -330,6 +346,7 @@ class Program:
         self._r0 = 0
         self._count = 0
         self._pc = 0
+        self._trace = None
         registers = [0] * 11 + list(decoder.constants)
         if cython.compiled:
             self._steps = b"".join([_STEP.pack(*step) for step in decoder.steps])
@@ -385,6 +402,25 @@ class Program:
             return out
         else:
             return array("Q", bytes(memoryview(_FIRST)[: 24 * self._count]))
+
+    def run_traced(
+        self,
+        meta: bytes | bytearray | memoryview,
+        part: int,
+        windows: array[int],
+        read: bytearray,
+        *,
+        r5: int = 0,
+        max_out: int = MAX_OUTPUT,
+    ) -> array[int]:
+        """As `run_raw` with one window; also sets in `read` a bit for each byte of the window that was loaded."""
+        if len(windows) != 2 or not windows[0] <= windows[1] <= windows[0] + 8 * len(read):
+            raise ValueError(f"{len(read)} bytes are no bit map of the windows {windows.tolist()}")
+        self._trace = read
+        try:
+            return self.run_raw(meta, part, r5=r5, max_out=max_out, windows=windows)
+        finally:
+            self._trace = None
 
     def same_output(
         self,
@@ -555,6 +591,7 @@ class Program:
         regs[10] = _STACK_END
         if window_count >= 0:
             high = 0
+        traced: cython.bint = self._trace is not None
 
         while True:
             if left <= 0:
@@ -590,6 +627,9 @@ class Program:
                         if at < low or at + width > high or high > meta_length:
                             reason = 1
                             break
+                        if traced:
+                            _mark(self._trace, at - low, width)
+                            low = high = 0  # so that the next load is seen here as well
                     memory = meta
                 elif region == 2:
                     if at + width > _STACK_SIZE:

@@ -136,7 +136,7 @@ class Patching:
 def _changed(xtype: XnType, part: int, before: bytes, after: bytes) -> bool:
     """Whether bytes of the partition, or (NO_PARTITION) of none, differ."""
     inside = bytearray(BLOCK)
-    for regions in xtype.template.regions if part == NO_PARTITION else (xtype.template.regions[part],):
+    for regions in xtype.template.reserved if part == NO_PARTITION else (xtype.template.regions[part],):
         for start, length in regions:
             inside[start : start + length] = b"\1" * length
     wanted = part != NO_PARTITION

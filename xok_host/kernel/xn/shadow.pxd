@@ -9,7 +9,7 @@ cdef class Shadow:
     cdef public bytearray bytes
     cdef public int changed
     cdef public bint fresh, loose, plain, set_type
-    cdef public dict parts
+    cdef public dict parts, reading
     cdef public unsigned long long copy_to
 
 
@@ -41,5 +41,5 @@ cdef class Transaction:
     cdef public dict shadows, children, freed
     cdef public list claims, kinds, touched, allocs, frees, publishes, moved, reference_order, edges, new_pages
     cdef public list witnesses
-    cdef public int at, nops
+    cdef public int at, dependents, nops
     cdef public long long spent

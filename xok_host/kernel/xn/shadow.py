@@ -26,7 +26,19 @@ ZEROS = bytes(BLOCK)
 class Shadow:
     """A block as the transaction would leave it."""
 
-    __slots__ = ("before", "bytes", "changed", "copy_to", "entry", "fresh", "loose", "parts", "plain", "set_type")
+    __slots__ = (
+        "before",
+        "bytes",
+        "changed",
+        "copy_to",
+        "entry",
+        "fresh",
+        "loose",
+        "parts",
+        "plain",
+        "reading",
+        "set_type",
+    )
 
     def __init__(self, entry: Cached, before: bytes | memoryview, fresh: bool) -> None:
         self.entry = entry
@@ -44,6 +56,8 @@ class Shadow:
         """Plain data: it has no partitions and no UDF is asked."""
         self.copy_to = NO_PAGE
         """Page for the new contents when somebody holds the present one."""
+        self.reading: Any = None
+        """Of a type whose partitions are traced: what `traced` will remember with the block."""
 
 
 class Touched:
@@ -107,6 +121,7 @@ class Transaction:
         "capability",
         "children",
         "claims",
+        "dependents",
         "device",
         "edges",
         "env",
@@ -151,6 +166,8 @@ class Transaction:
         self.freed: dict[int, Touched] = {}
         """Metadata that is freed, by key, and the partition that loses it."""
         self.new_pages: list[int] = []
+        self.dependents = 0
+        """Partitions that its operations name as dependents."""
         self.at = 0
         self.nops = 0
         self.spent = 0

@@ -3,11 +3,13 @@
 Import is the base of the induction (thesis 4.1): a type is accepted only if its empty instance is valid, so that every
 later state is reached from a valid one by verified modifications.
 
-TMPL-1  Partitions are constant (`access` is run with nothing to read), inside the instance, and pairwise disjoint.
-TMPL-2  `owns`, `refs` and `refcnt` of a partition read that partition's bytes and no others: they are run with just
-        these visible.  So a modification inside one partition cannot change what another says.
+TMPL-1  Declared partitions are constant (`access` is run with nothing to read), inside the instance, and disjoint.
+        Others are traced: `readset` says what holds of them, and `traced` why it goes on to hold.
+TMPL-2  `owns`, `refs` and `refcnt` of a declared partition read its bytes and no others: they are run with just these
+        visible.  So a modification inside one partition cannot change what another says.
 TMPL-3  The instance of all zeros owns nothing, refers to nothing, and counts nothing.
-TMPL-4  A discriminator lies inside one partition, and discriminators are disjoint.
+TMPL-4  A discriminator lies inside one partition (inside one sector, if partitions are traced), and discriminators are
+        disjoint.
 TMPL-5  Programs call no helper but their own, so that one kind of output cannot be taken for another.
 
 A template never changes after import; what is derived here is computed once.
@@ -21,11 +23,12 @@ from collections.abc import Callable, Iterator
 from xok_host.abi import template as form
 from xok_host.abi.ebpf import BadProgram
 from xok_host.abi.errors import BogusPartition, TypeInvalid, UdfFailed
-from xok_host.abi.template import BadTemplate, Kind
-from xok_host.abi.types import BLOCK, Right
+from xok_host.abi.template import BadTemplate, Kind, Partitions
+from xok_host.abi.types import BLOCK, SECTOR, SECTORS, Right
 from xok_host.abi.udf import EMIT, EMIT_CAP, EMIT_REF
 from xok_host.kernel.xn import udf
 from xok_host.kernel.xn.interp import BUDGET, Program, UdfFault
+from xok_host.kernel.xn.readset import ReadSets
 
 MAX_BLOCKS = 16
 """Blocks of one structured instance."""
@@ -37,6 +40,7 @@ MAX_GUARDS = 32
 IMPORT_BUDGET = 1 << 22
 """Instructions of all runs that an import takes."""
 _NO_LIMIT = 1 << 62
+_BLOCKS = (1 << 44) - 1
 
 _READ, _WRITE = int(Right.READ), int(Right.WRITE)
 _RIGHTS = _READ | _WRITE
@@ -52,6 +56,7 @@ _HELPER = {
     "acl": 0,
     "size": 0,
     "method": 0,
+    "uses": EMIT,
 }
 
 
@@ -72,7 +77,9 @@ class Template:
         "name",
         "parts",
         "programs",
+        "read_sets",
         "regions",
+        "reserved",
         "spent",
         "windows",
     )
@@ -88,16 +95,23 @@ class Template:
         self.discriminators = described.discriminators
         self.spent = 0
         self._limit = IMPORT_BUDGET
+        self.read_sets: ReadSets | None = None
+        """What finds out the bytes of partitions that are traced."""
+        if described.partitions != Partitions.EXPLICIT:
+            self.read_sets = ReadSets(programs, described.parts, IMPORT_BUDGET)
         self.regions: tuple[tuple[tuple[int, int], ...], ...] = tuple(
-            self._access(part) for part in range(described.parts)
+            self._access(part) if self.read_sets is None else ((self.read_sets.sector_of[part] * SECTOR, SECTOR),)
+            for part in range(described.parts)
         )
-        """(offset, nbytes) of each partition's bytes."""
+        """(offset, nbytes) of each partition's bytes; of a traced one, of all that it may come to have."""
+        self.reserved = self.regions if self.read_sets is None else ()
+        """Regions that are always a partition's."""
         self.windows = tuple(
             array("Q", [edge for start, length in regions for edge in (start, start + length)])
             for regions in self.regions
         )
         self._owner: list[tuple[int, int, int]] = sorted(
-            (start, start + length, part) for part, regions in enumerate(self.regions) for start, length in regions
+            (start, start + length, part) for part, regions in enumerate(self.reserved) for start, length in regions
         )
 
     @property
@@ -114,7 +128,7 @@ class Template:
         return part
 
     def partition_of(self, offset: int, length: int) -> int:
-        """The partition that holds all of [offset, offset + length); -1 if none does."""
+        """The declared partition that holds all of [offset, offset + length); -1 if none does."""
         low, high = 0, len(self._owner)
         while low < high:
             middle = (low + high) // 2
@@ -133,6 +147,18 @@ class Template:
             end = next_end
             position += 1
         return part if offset < self._owner[low - 1][1] and offset + length <= end else -1
+
+    def counting(self, meta: Bytes, offset: int, da: int) -> int:
+        """The partition that counts the element at that byte, if any does; -1 if none could."""
+        if self.read_sets is None:
+            return self.partition_of(offset, 1)
+        element = udf.element(da) + offset
+        self.read_sets.begin(IMPORT_BUDGET)
+        for part in self.read_sets.members[offset // SECTOR]:
+            (_, _, counts), _ = self.read_sets.ask(meta, part, da >> 12 & _BLOCKS)
+            if element in counts[0::3]:
+                return part
+        return -1
 
     def is_discriminator(self, offset: int, length: int) -> bool:
         """Whether [offset, offset + length) touches a discriminator."""
@@ -280,14 +306,17 @@ def _check_shape(described: form.Template) -> None:
     except UnicodeDecodeError:
         raise TypeInvalid("the name is not UTF-8") from None
     if described.kind == Kind.BASE:
-        if given or described.parts or described.discriminators or described.blocks != 1:
+        if given or described.parts or described.discriminators or described.blocks != 1 or described.partitions:
             raise TypeInvalid("a BASE type is one block without partitions, discriminators and programs")
         return
     if described.parts < 1 or described.parts > MAX_PARTS:
         raise TypeInvalid(f"{described.parts} partitions, not 1 to {MAX_PARTS}")
-    for name in ("access", "owns"):
+    first = {Partitions.EXPLICIT: ("access",), Partitions.TRACED: (), Partitions.OVERLAPPING: ("uses",)}
+    for name in (*first[described.partitions], "owns"):
         if name not in given:
             raise TypeInvalid(f"no {name} program")
+    if described.partitions != Partitions.EXPLICIT and described.blocks != 1:
+        raise TypeInvalid("partitions are traced in types of one block")
     if described.blocks > MAX_BLOCKS:
         raise TypeInvalid(f"{described.blocks} blocks, at most {MAX_BLOCKS}")
     if (described.blocks == 0) != ("size" in given):
@@ -323,8 +352,12 @@ def _check_disjoint(template: Template) -> None:
 
 def _check_discriminators(template: Template) -> None:
     for start, length in template.discriminators:
-        if not length or template.partition_of(start, length) < 0:
-            raise TypeInvalid(f"discriminator of {length} bytes at {start} does not lie in one partition")
+        if template.read_sets is None:
+            place, inside = "partition", template.partition_of(start, length) >= 0
+        else:
+            place, inside = "sector", start // SECTOR == (start + length - 1) // SECTOR < SECTORS
+        if not length or not inside:
+            raise TypeInvalid(f"discriminator of {length} bytes at {start} does not lie in one {place}")
     for byte in _overlaps([(start, start + length) for start, length in template.discriminators]):
         raise TypeInvalid(f"discriminators overlap at byte {byte}")
 
@@ -346,6 +379,13 @@ def _check_empty_instance(template: Template) -> None:
                 raise TypeInvalid(f"{name}({part}) of the empty instance fails: {fault.detail}") from None
             if answer:
                 raise TypeInvalid(f"{name}({part}) of the empty instance is not empty")
+    if template.read_sets is not None:
+        template.read_sets.begin(IMPORT_BUDGET)
+        for sector in range(SECTORS):
+            try:
+                template.read_sets.survey(zero, sector, 1)
+            except UdfFailed as fault:
+                raise TypeInvalid(f"the empty instance: {fault.detail}") from None
     for name, attempt in (("guard", lambda: template.guard(zero, 0)), ("size", lambda: template.size_of(zero))):
         try:
             attempt()

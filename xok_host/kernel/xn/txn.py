@@ -2,7 +2,7 @@
 
 TXN-1  Nothing that an environment can see changes before everything was verified and every page was found.
 TXN-2  Bytes change only inside the partition that the operation names, or (NO_PARTITION) in none; discriminators only
-       by SET_TYPE.
+       by SET_TYPE.  Of partitions that are traced, `traced` says what is inside (PART-2, PART-3).
 TXN-3  Over the partitions touched, what is owned grows by exactly the extents allocated and shrinks by exactly those
        freed.  What one partition loses and another gains has moved.
 TXN-4  For every element, the change of its reference count is the change of the number of references to it.
@@ -14,7 +14,8 @@ TXN-8  What MOVE, ADD_EDGE and DROP_EDGE say of their partition is so.
 
 Calls that are one operation (alloc, free, …) are transactions of that `SHAPES`.
 
-A partition is touched when an operation names it.  The other partitions cannot have changed (TXN-2 and TYPE-1).
+A partition is touched when an operation names it, as its own or among the dependents.  The other partitions cannot have
+changed (TXN-2 and TYPE-1, or PART-2).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from xok_host.abi.errors import (
 )
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, TYPE_XN_TYPE, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
-from xok_host.kernel.xn import apply, methods, plan, verify
+from xok_host.kernel.xn import apply, methods, plan, traced, verify
 from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, ZEROS, Claim, Move, Shadow, Touched, Transaction
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ _VECTORS = cython.declare(cython.int, MAX_VECTORS)
 _LOOSE = cython.declare(cython.uint, NO_PARTITION)
 _BLOCK_BYTES = cython.declare(cython.long, BLOCK)
 _SECTOR_BYTES = cython.declare(cython.long, SECTOR)
-_FLAGS = cython.declare(cython.int, int(OpFlag.ZERO | OpFlag.PAGES))
+_FLAGS = cython.declare(cython.int, int(OpFlag.ZERO | OpFlag.PAGES | OpFlag.DEPENDENTS))
+_DEPENDENTS = cython.declare(cython.int, int(OpFlag.DEPENDENTS))
 
 
 def run(t: Transaction, data: bytes, call: cython.int) -> None:
@@ -174,8 +176,14 @@ def parse(t: Transaction, data: bytes, call: cython.int) -> None:
             at += _VECTOR_BYTES
             if at + nbytes > size:
                 raise BadCall(f"operation {t.nops} is cut short")
-            write_bytes(shadow, part, offset, data[at : at + nbytes])
+            if flags >= _DEPENDENTS:
+                flags &= ~_DEPENDENTS
+                dependents(t, shadow, data[at : at + nbytes])
+            else:
+                write_bytes(shadow, part, offset, data[at : at + nbytes])
             at += (nbytes + 7) // 8 * 8
+        if flags >= _DEPENDENTS:
+            raise BadCall(f"operation {t.nops} has no vector that names dependents")
         if kind == _SET_TYPE:
             shadow.set_type = True
         elif kind >= _ADD_EDGE:
@@ -280,6 +288,10 @@ def touch(t: Transaction, shadow: Shadow, part: cython.uint) -> Touched | None:
     return touched
 
 
+def dependents(t: Transaction, shadow: Shadow, ids: bytes) -> None:
+    traced.name_dependents(t, shadow, ids, lambda part: touch(t, shadow, part))
+
+
 def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: bytes) -> None:
     """TXN-2; discriminators are looked at when all bytes are there."""
     end: cython.long = offset + len(data)
@@ -295,7 +307,7 @@ def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: by
     elif part == _LOOSE:
         shadow.loose = True
         if end > BLOCK or any(
-            start < end and offset < start + length for regions in xtype.template.regions for start, length in regions
+            start < end and offset < start + length for regions in xtype.template.reserved for start, length in regions
         ):
             raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not free of partitions")
     else:
@@ -352,6 +364,8 @@ def name_extent(
             for block in range(db, db + count):
                 if block in t.children:
                     raise NotFree(f"block {block} is allocated twice")
+                if xtype.traced:
+                    traced.check_new(t, xtype, block, verify.UDF_BUDGET)
                 child = device.new_entry(block, xtype, access or device.quarantine.access)
                 child.tree = touched.shadow.entry.tree
                 t.children[block] = child

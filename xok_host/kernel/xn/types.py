@@ -1,7 +1,7 @@
 """Types in use on one device: a template (checked by `template`) and what XN derives from it once.
 
-TYPE-1  Each partition lies inside one sector.  Sectors are what a disk writes whole, so a partition is on the disk
-        either as before an operation or as after it, and its `owns` never sees a mixture.
+TYPE-1  Each partition lies inside one sector, also one that is traced (READ-2).  Sectors are what a disk writes whole,
+        so a partition is on the disk either as before an operation or as after it, and its `owns` never sees a mixture.
 TYPE-2  A structured instance is one block.
 """
 
@@ -37,6 +37,7 @@ class XnType:
         "sector_of",
         "spent",
         "template",
+        "traced",
         "windows",
     )
 
@@ -57,6 +58,8 @@ class XnType:
         self.references_program: Program | None = None
         self.counts_program: Program | None = None
         self.windows: tuple[array[int], ...] = ()
+        self.traced = False
+        """What bytes a partition has is traced (`traced`)."""
         self.runs = 0
         self.spent = 0
         """Runs and instructions of `ask` that nobody has counted yet."""
@@ -79,6 +82,7 @@ class XnType:
         self.references_program = programs.get("refs")
         self.counts_program = programs.get("refcnt")
         self.windows = self.template.windows
+        self.traced = self.template.read_sets is not None
 
     @property
     def has_refs(self) -> bool:

@@ -16,7 +16,7 @@ if cython.compiled:
 from xok_host.abi.errors import BogusUpdate, Locked, NotInCore, RefcountWrong, Refused, UdfFailed, WrongType
 from xok_host.abi.types import Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
-from xok_host.kernel.xn import udf
+from xok_host.kernel.xn import traced, udf
 from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, NO_PARTITION, Claim, Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types import XnType
 
@@ -47,6 +47,8 @@ def modifications(t: Transaction) -> None:
                     raise Refused(f"acl of {xtype.name}, partition {part}")
         if not xtype.guard_constant and not shadow.fresh:
             check_guard(t, shadow)
+        if xtype.traced:
+            traced.check(t, shadow, UDF_BUDGET)
 
 
 def check_guard(t: Transaction, shadow: Shadow) -> None:
@@ -90,6 +92,8 @@ def ask(
     """(owns, canonical; refs; refcnt) of a partition of the block `db`.  Raises UdfFailed.
 
     Reconstruction asks here as well: what a type says must not depend on who asks."""
+    if xtype.traced:
+        return traced.ask(xtype, meta, part, db, UDF_BUDGET)
     da: cython.ulonglong = udf.element(db << 12)
     owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, 0))  # not where it lies: DET-4
     references = counts = EMPTY
@@ -152,6 +156,8 @@ def question(t: Transaction) -> None:
             touched.after, touched.references, touched.counts = said
             continue
         entry = shadow.entry
+        if entry.xtype.traced:
+            continue  # `traced.check` has asked
         touched.after, touched.references, touched.counts = ask(entry.xtype, shadow.bytes, touched.part, entry.db)
     charge(t)
 

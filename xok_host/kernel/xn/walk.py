@@ -22,7 +22,7 @@ import cython
 from xok_host.abi.calls import CatalogueEntry, ErrorKind
 from xok_host.abi.errors import BadCall, MediaError, XokError
 from xok_host.abi.types import TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset
-from xok_host.kernel.xn import privileged, types, verify
+from xok_host.kernel.xn import privileged, traced, types, verify
 from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
@@ -167,6 +167,15 @@ class Walk:
                 self._take(place, db, owned, todo)
             if references or counts:
                 self._weigh(place, db, references, counts)
+        if xtype.traced:
+            self._survey(place, db, meta)
+
+    def _survey(self, place: Place, db: int, meta: bytes) -> None:
+        """PART-5: what partitions of a traced type read, together."""
+        try:
+            traced.survey(place.xtype, meta, db, verify.UDF_BUDGET)
+        except XokError as error:
+            self._report.add(ErrorKind.UDF, place.root, db, str(error), parent=db)
 
     def _take(self, place: Place, parent: int, owned: array[int], todo: list[tuple[int, int, int]]) -> None:
         i: cython.Py_ssize_t
@@ -233,12 +242,14 @@ class Walk:
             for db, meta in zip(batch, (yield batch), strict=True):
                 for target in targets[db]:
                     place = metadata[db]
-                    part = place.xtype.template.partition_of(da_offset(target), 1)
                     counts: dict[int, int] = {}
-                    if part >= 0 and not isinstance(meta, MediaError):
+                    if not isinstance(meta, MediaError):
+                        meta = self._patches.get(db, meta)
                         try:
-                            _, _, said = verify.ask(place.xtype, self._patches.get(db, meta), part, db)
-                            counts = dict(zip(said[0::3], said[1::3], strict=True))
+                            part = place.xtype.template.counting(meta, da_offset(target), db << 12)
+                            if part >= 0:
+                                _, _, said = verify.ask(place.xtype, meta, part, db)
+                                counts = dict(zip(said[0::3], said[1::3], strict=True))
                         except XokError:
                             pass  # said of the partition already
                     self._judge(target, place, counts)
