@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Tests of what is compiled but needs no kernel facility: run once more with XOK_PURE=1.
-PURE = ("udf", "xn", "cffs", "dpf", "wire", "xio", "cheetah")
+PURE = ("udf", "xn", "model", "cffs", "dpf", "wire", "xio", "cheetah")
 
 # Seconds after which a hung test run is stopped; each test has its own, shorter limit (pyproject.toml).
 LIMIT = 1500

@@ -208,7 +208,11 @@ CATALOGUE_FIELDS = Structure(
     u64("capability", "of the tree"),
     u32("kind", "1 root, 2 type, 3 reserved type"),
     u32("uid", "owner"),
-    u64("flags", "bit 0: reconstruction tainted the tree; bits 32 to 63: type id that raw blocks will have"),
+    u64(
+        "flags",
+        "bit 0: reconstruction tainted the tree; bit 1: the tree is temporary (never set on the disk); "
+        "bits 32 to 63: type id that raw blocks will have",
+    ),
 )
 CATALOGUE_ENTRY = struct.Struct("<64sQIIQIIQ")
 """`CATALOGUE_FIELDS`, for speed."""
