@@ -39,10 +39,12 @@ class Capability:
 class CapabilityTable:
     """The capabilities of one environment; indices from 1 stay valid until it dies."""
 
-    __slots__ = ("_slots",)
+    __slots__ = ("_slots", "trees")
 
     def __init__(self, initial: list[Capability] | tuple[Capability, ...] = ()) -> None:
         self._slots: list[Capability | None] = [None]
+        self.trees: dict[int, tuple[int, int]] = {}
+        """Index of each tree capability → (id, rights), as plain integers: what most crossings ask for."""
         for capability in initial:
             self.add(capability)
 
@@ -54,6 +56,8 @@ class CapabilityTable:
         if len(self._slots) > MAX_CAPABILITIES:
             raise LimitReached(f"{MAX_CAPABILITIES} capabilities in one environment")
         self._slots.append(capability)
+        if capability.kind == TREE:
+            self.trees[len(self._slots) - 1] = (capability.id, int(capability.rights))
         return len(self._slots) - 1
 
     def get(self, index: int, kind: str, rights: int) -> Capability:

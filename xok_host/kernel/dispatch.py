@@ -75,6 +75,8 @@ _META = int(Flag.META)
 _READING = int(Flag.READING)
 _ROOT = int(Flag.ROOT)
 _TEMPORARY = int(Flag.TEMPORARY)
+_READ = int(Right.READ)
+_WRITE = int(Right.WRITE)
 _VALID = int(Flag.VALID)
 
 
@@ -90,7 +92,10 @@ class Dispatch:
     # ---- helpers
 
     def _tree(self, env: Environment, index: int, rights: int) -> int:
-        return env.capabilities.get(index, TREE, rights).id
+        held = env.capabilities.trees.get(index)
+        if held is not None and not rights & ~held[1]:
+            return held[0]
+        return env.capabilities.get(index, TREE, rights).id  # which says what is wrong
 
     def _cached(self, da: int) -> Cached:
         device = self._kernel.device(da >> 56)
@@ -101,7 +106,7 @@ class Dispatch:
 
     def _readable(self, env: Environment, da: int, index: int) -> Cached:
         """The block in core, if the capability lets the caller read it."""
-        capability = self._tree(env, index, Right.READ)
+        capability = self._tree(env, index, _READ)
         entry = self._cached(da)
         if entry.access is None or capability not in entry.access.read:
             raise BadCapability(f"the capability does not allow reading block {entry.db}")
@@ -113,7 +118,7 @@ class Dispatch:
         return OK
 
     def page_alloc(self, env: Environment, call: Entry) -> Result:
-        capability = self._tree(env, call.cap, Right.READ | Right.WRITE)
+        capability = self._tree(env, call.cap, _READ | _WRITE)
         count = call.a0
         if not 0 < count <= CHUNK_PAGES:
             raise BadCall(f"{count} pages, not 1 to {CHUNK_PAGES}")
@@ -151,8 +156,7 @@ class Dispatch:
         arena = chunk.arena
         writable = arena.writer == env.id
         if not writable and not any(
-            held.kind == TREE and held.rights & Right.READ and held.id in arena.access.read
-            for _, held in env.capabilities
+            held.kind == TREE and held.rights & _READ and held.id in arena.access.read for _, held in env.capabilities
         ):
             raise BadCapability(f"no capability lets the caller read chunk {call.a0}")
         chunk.mapped.add(env.id)
@@ -255,8 +259,7 @@ class Dispatch:
         if entry.flags & FLAG_TEMPORARY:
             raise WrongType(f"{name!r} is temporary, and types survive")
         if not any(
-            held.kind == TREE and held.id == entry.capability and held.rights & Right.WRITE
-            for _, held in env.capabilities
+            held.kind == TREE and held.id == entry.capability and held.rights & _WRITE for _, held in env.capabilities
         ):
             raise BadCapability(f"no capability of the caller's allows writing {name!r}")
         blocks = device.root_entries(entry)
@@ -299,7 +302,7 @@ class Dispatch:
         entry = device.catalogue.find(name).entry
         if entry.kind != CatalogueEntry.ROOT:
             raise NotFound(f"{name!r} is no root")
-        capability = self._tree(env, call.cap, Right.READ)
+        capability = self._tree(env, call.cap, _READ)
         if capability != entry.capability:
             raise BadCapability(f"the capability is not for {name!r}")
         if entry.flags & FLAG_TAINTED:
@@ -378,7 +381,7 @@ class Dispatch:
                 raise BadCapability(f"{name!r} is not the caller's")
             device.catalogue.remove(name)
             return OK
-        capability = self._tree(env, call.cap, Right.WRITE)
+        capability = self._tree(env, call.cap, _WRITE)
         if capability != entry.capability:
             raise BadCapability(f"the capability is not for {name!r}")
         blocks = device.roots.get(name)
@@ -431,14 +434,14 @@ class Dispatch:
         return pending
 
     def insert_attr(self, env: Environment, call: Entry) -> Result:
-        capability = self._tree(env, call.cap, Right.READ)
+        capability = self._tree(env, call.cap, _READ)
         device = self._kernel.device(call.a0 >> 56)
         parent = device.metadata(call.a0)
         bind.bind(device, parent, capability, unpack_extents(call.data), None, quarantined_only=True)
         return OK
 
     def insert_and_read(self, env: Environment, call: Entry) -> Result:
-        capability = self._tree(env, call.cap, Right.READ)
+        capability = self._tree(env, call.cap, _READ)
         device = self._kernel.device(call.a0 >> 56)
         parent = device.metadata(call.a0)
         pending = Pending(_ignore)
@@ -510,7 +513,7 @@ class Dispatch:
     alloc = free = add_edge = set_type = move = swap = one_operation
 
     def _transaction(self, env: Environment, cap: int, data: bytes, number: int) -> Result:
-        capability = self._tree(env, cap, Right.WRITE)
+        capability = self._tree(env, cap, _WRITE)
         transaction = Transaction(self._kernel, env, capability, self._kernel.now)
         try:
             txn.run(transaction, data, number)
@@ -652,7 +655,7 @@ class Dispatch:
     # ---- locks
 
     def lock(self, env: Environment, call: Entry) -> Result:
-        right = Right.WRITE if call.a1 == 2 else Right.READ
+        right = _WRITE if call.a1 == 2 else _READ
         capability = self._tree(env, call.cap, right)
         entry = self._cached(call.a0)
         if entry.access is None or capability not in (entry.access.write if call.a1 == 2 else entry.access.read):

@@ -320,7 +320,7 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
         pages.view(shadow.copy_to)[:] = shadow.bytes
         device.set_page(entry, shadow.copy_to)
     else:
-        copy_sectors(pages.view(entry.page), shadow.bytes, changed)
+        copy_sectors(pages.view(entry.page) if shadow.fresh else shadow.before, shadow.bytes, changed)
     for part, touched in shadow.parts.items():
         entry.memo[part] = (touched.after, touched.references, touched.counts)
     if shadow.reading is not None:

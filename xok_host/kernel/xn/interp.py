@@ -318,24 +318,12 @@ class _Decoder:
         return _PureStep(code, width, i.dst, i.src, i.offset)
 
 
-@cython.cclass
 class Program:
     """One verified program.
 
-    `Program(code)` raises BadProgram.  `helpers` is the set of helper numbers that it calls anywhere, `code` its bytes.
+    `Program(code)` raises BadProgram.  `helpers` is the set of helper numbers that it calls anywhere, `code` its bytes;
+    `executed` is how many instructions the last call executed, also if it ended in a fault.
     """
-
-    code = cython.declare(bytes, visibility="readonly")
-    helpers = cython.declare(frozenset, visibility="readonly")
-    length = cython.declare(cython.int, visibility="readonly")
-    executed = cython.declare(cython.longlong, visibility="readonly")
-    """Instructions that the last call executed, also if it ended in a fault."""
-    _steps: object
-    _registers: object
-    _trace: object
-    _r0: cython.ulonglong
-    _count: cython.int
-    _pc: cython.int
 
     def __init__(self, code: bytes) -> None:
         decoder = _Decoder(bytes(code))
@@ -346,8 +334,10 @@ class Program:
         self._r0 = 0
         self._count = 0
         self._pc = 0
-        self._trace = None
+        self._trace: Any = None
         registers = [0] * 11 + list(decoder.constants)
+        self._steps: Any
+        self._registers: Any
         if cython.compiled:
             self._steps = b"".join([_STEP.pack(*step) for step in decoder.steps])
             self._registers = bytearray(struct.pack(f"={len(registers)}Q", *registers))
@@ -422,6 +412,44 @@ class Program:
         finally:
             self._trace = None
 
+    def ask(
+        self,
+        meta: bytes | bytearray | memoryview,
+        part: cython.ulonglong,
+        r5: cython.ulonglong,
+        windows: array[int],
+    ) -> array[int]:
+        """`run_raw` with nothing but the windows of one partition: what verification does all the time."""
+        if cython.compiled:
+            shown = cython.declare("Py_buffer")
+            edges: carray.array = windows
+            self.executed = 0
+            PyObject_GetBuffer(meta, cython.address(shown), PyBUF_SIMPLE)
+            reason: cython.int = self._loop(
+                cython.cast(cython.p_ulonglong, cython.cast(cython.p_char, _FIRST)),
+                cython.cast(cython.p_uchar, shown.buf),
+                shown.len,
+                cython.NULL,
+                0,
+                cython.NULL,
+                0,
+                edges.data.as_ulonglongs,
+                len(edges) // 2,
+                part,
+                0,
+                r5,
+                BUDGET,
+                MAX_OUTPUT,
+            )
+            PyBuffer_Release(cython.address(shown))
+            if reason:
+                raise UdfFault(_FAULTS[reason], self._pc)
+            out: carray.array = carray.clone(cython.cast(carray.array, _NO_WORDS), 3 * self._count, False)
+            memcpy(out.data.as_voidptr, cython.cast(cython.p_char, _FIRST), 24 * self._count)
+            return out
+        else:
+            return self.run_raw(meta, part, r5=r5, windows=windows)
+
     def same_output(
         self,
         before: bytes | bytearray | memoryview,
@@ -453,7 +481,6 @@ class Program:
         else:
             return _FIRST[: 24 * count] == _SECOND[: 24 * count]
 
-    @cython.cfunc
     def _start(
         self,
         out: bytearray,
@@ -466,7 +493,7 @@ class Program:
         budget: cython.longlong,
         max_out: cython.int,
         windows: Any,
-    ) -> cython.void:
+    ) -> None:
         """Hand the buffers to the loop, and turn its verdict into a `UdfFault`."""
         if max_out > MAX_OUTPUT:
             raise ValueError(f"max_out {max_out}, at most {MAX_OUTPUT}")
@@ -534,8 +561,6 @@ class Program:
         if reason:
             raise UdfFault(_FAULTS[reason], self._pc)
 
-    @cython.cfunc
-    @cython.exceptval(check=False)
     def _loop(
         self,
         out: cython.p_ulonglong,

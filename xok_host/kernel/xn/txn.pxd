@@ -1,4 +1,5 @@
 # C-level declarations of txn.py.
+from xok_host.kernel.xn cimport udf
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached
 from xok_host.kernel.xn.shadow cimport Claim, Move, Shadow, Touched, Transaction
@@ -10,5 +11,7 @@ cdef parse(Transaction t, bytes data, int call)
 cdef Shadow shadow_of(Transaction t, unsigned long long da, bint plain)
 cdef show(Transaction t, unsigned long long da, long nvec)
 cdef Touched touch(Transaction t, Shadow shadow, unsigned int part)
-cdef write_bytes(Shadow shadow, unsigned int part, long offset, bytes data)
+cdef write_bytes(Shadow shadow, unsigned int part, long offset, bytes data, long at, long nbytes)
+cdef bint within(windows, unsigned long long offset, unsigned long long end) except -1
+cdef Device on_device(Transaction t, unsigned long long da)
 cdef check(Transaction t)

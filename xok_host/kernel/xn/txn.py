@@ -20,9 +20,13 @@ changed (TXN-2 and TYPE-1, or PART-2).
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 import cython
+
+if cython.compiled:
+    from cython.cimports.libc.string import memcpy
 
 from xok_host.abi.calls import (
     MAX_OPS,
@@ -48,12 +52,13 @@ from xok_host.abi.errors import (
 )
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, TYPE_XN_TYPE, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
-from xok_host.kernel.xn import apply, methods, plan, traced, verify
+from xok_host.kernel.xn import apply, methods, plan, traced, udf, verify
 from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, ZEROS, Claim, Move, Shadow, Touched, Transaction
 
 if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
     from xok_host.kernel.xn.registry import Cached
+    from xok_host.kernel.xn.types import XnType
 
 SHAPES: dict[int, tuple[tuple[OpKind, ...], ...]] = {
     CallNumber.ALLOC: ((OpKind.ALLOC,),),
@@ -90,6 +95,19 @@ _BLOCK_BYTES = cython.declare(cython.long, BLOCK)
 _SECTOR_BYTES = cython.declare(cython.long, SECTOR)
 _FLAGS = cython.declare(cython.int, int(OpFlag.ZERO | OpFlag.PAGES | OpFlag.DEPENDENTS))
 _DEPENDENTS = cython.declare(cython.int, int(OpFlag.DEPENDENTS))
+
+Header = cython.struct(
+    kind=cython.uchar,
+    flags=cython.uchar,
+    nvec=cython.ushort,
+    part=cython.uint,
+    da=cython.ulonglong,
+    db=cython.ulonglong,
+    count=cython.uint,
+    type_id=cython.uint,
+    page=cython.ulonglong,
+)
+"""OP_HEADER as C has it."""
 
 
 def run(t: Transaction, data: bytes, call: cython.int) -> None:
@@ -141,15 +159,21 @@ def parse(t: Transaction, data: bytes, call: cython.int) -> None:
     count: cython.uint
     type_id: cython.uint
     page: cython.ulonglong
-    offset: cython.uint
-    nbytes: cython.uint
+    offset: cython.uint = 0
+    nbytes: cython.uint = 0
+    header = cython.declare(Header)
     while at < size:
         if t.nops == _OPS:
             raise BadCall(f"more than {MAX_OPS} operations in one transaction")
         t.at = t.nops
         if at + _OP_BYTES > size:
             raise BadCall(f"operation {t.nops} is cut short")
-        kind, flags, nvec, part, da, db, count, type_id, page = OP_HEADER.unpack_from(data, at)
+        if cython.compiled:
+            memcpy(cython.address(header), cython.cast(cython.p_char, data) + at, cython.sizeof(Header))
+            kind, flags, nvec, part = header.kind, header.flags, header.nvec, header.part
+            da, db, count, type_id, page = header.da, header.db, header.count, header.type_id, header.page
+        else:
+            kind, flags, nvec, part, da, db, count, type_id, page = OP_HEADER.unpack_from(data, at)
         at += _OP_BYTES
         if not _MODIFY <= kind <= _MOVE or flags & ~_FLAGS:
             raise BadCall(f"operation {t.nops} has unknown kind {kind} or flags {flags}")
@@ -172,15 +196,19 @@ def parse(t: Transaction, data: bytes, call: cython.int) -> None:
         for _ in range(nvec):
             if at + _VECTOR_BYTES > size:
                 raise BadCall(f"operation {t.nops} is cut short")
-            offset, nbytes = VECTOR_HEADER.unpack_from(data, at)
+            if cython.compiled:
+                memcpy(cython.address(offset), cython.cast(cython.p_char, data) + at, 4)
+                memcpy(cython.address(nbytes), cython.cast(cython.p_char, data) + at + 4, 4)
+            else:
+                offset, nbytes = VECTOR_HEADER.unpack_from(data, at)
             at += _VECTOR_BYTES
             if at + nbytes > size:
                 raise BadCall(f"operation {t.nops} is cut short")
             if flags >= _DEPENDENTS:
                 flags &= ~_DEPENDENTS
                 dependents(t, shadow, data[at : at + nbytes])
-            else:
-                write_bytes(shadow, part, offset, data[at : at + nbytes])
+            elif nbytes:
+                write_bytes(shadow, part, offset, data, at, nbytes)
             at += (nbytes + 7) // 8 * 8
         if flags >= _DEPENDENTS:
             raise BadCall(f"operation {t.nops} has no vector that names dependents")
@@ -265,7 +293,7 @@ def written(device: Device, da: cython.ulonglong) -> Cached:
     return entry
 
 
-def on_device(t: Transaction, da: int) -> Device:
+def on_device(t: Transaction, da: cython.ulonglong) -> Device:
     device = t.device
     if device is None:
         device = t.device = t.kernel.device(da >> 56)
@@ -292,35 +320,42 @@ def dependents(t: Transaction, shadow: Shadow, ids: bytes) -> None:
     traced.name_dependents(t, shadow, ids, lambda part: touch(t, shadow, part))
 
 
-def write_bytes(shadow: Shadow, part: cython.uint, offset: cython.long, data: bytes) -> None:
-    """TXN-2; discriminators are looked at when all bytes are there."""
-    end: cython.long = offset + len(data)
+def write_bytes(
+    shadow: Shadow, part: cython.uint, offset: cython.long, data: bytes, at: cython.long, nbytes: cython.long
+) -> None:
+    """TXN-2, for `nbytes` of `data` from `at` on; discriminators are looked at when all bytes are there."""
+    end: cython.long = offset + nbytes
     first: cython.long
     last: cython.long
-    if not data:
-        return
-    xtype = shadow.entry.xtype
-    assert xtype is not None
+    xtype: XnType = shadow.entry.xtype
     if shadow.plain:
         if end > _BLOCK_BYTES:
             raise BogusPartition(f"bytes {offset} to {end} are not in one block")
     elif part == _LOOSE:
         shadow.loose = True
-        if end > BLOCK or any(
+        if end > _BLOCK_BYTES or any(
             start < end and offset < start + length for regions in xtype.template.reserved for start, length in regions
         ):
             raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not free of partitions")
+    elif not within(xtype.windows[part], offset, end) and xtype.template.partition_of(offset, nbytes) != part:
+        raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not in partition {part}")
+    if cython.compiled:
+        memcpy(cython.cast(cython.p_char, shadow.bytes) + offset, cython.cast(cython.p_char, data) + at, nbytes)
     else:
-        for start, length in xtype.template.regions[part]:
-            if start <= offset and end <= start + length:
-                break
-        else:
-            if xtype.template.partition_of(offset, len(data)) != part:
-                raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not in partition {part}")
-    shadow.bytes[offset:end] = data
+        shadow.bytes[offset:end] = data[at : at + nbytes]
     first = offset // _SECTOR_BYTES
     last = (end - 1) // _SECTOR_BYTES
     shadow.changed |= (2 << last) - (1 << first)
+
+
+def within(windows: array[int], offset: cython.ulonglong, end: cython.ulonglong) -> cython.bint:
+    """Whether the bytes from `offset` to `end` lie in one window: (first, past last) as pairs in an array('Q')."""
+    edges: cython.p_ulonglong = udf.words(windows)
+    k: cython.Py_ssize_t
+    for k in range(0, len(windows), 2):
+        if edges[k] <= offset and end <= edges[k + 1]:
+            return True
+    return False
 
 
 def claim(t: Transaction, kind: int, touched: Touched | None, db: int, count: int, type_id: int, source: int) -> None:

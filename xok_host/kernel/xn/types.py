@@ -92,7 +92,7 @@ class XnType:
         """What a program says of a partition (whose number was checked), as an array('Q') of triples.
 
         Raises UdfFault."""
-        said = program.run_raw(meta, part, r5=da, windows=self.windows[part])
+        said = program.ask(meta, part, da, self.windows[part])
         self.runs += 1
         self.spent += program.executed
         return udf.elements(said) if da else said

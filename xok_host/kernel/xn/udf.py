@@ -20,6 +20,7 @@ Uncompiled and compiled, results are the same; nothing here keeps state.
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import cython
 
@@ -35,10 +36,7 @@ _DEVICE = cython.declare(cython.ulonglong, 1 << 56)
 EMPTY = array("Q")
 
 
-@cython.cfunc
-@cython.inline
-@cython.exceptval(check=False)
-def _words(flat: object) -> cython.p_ulonglong:
+def words(flat: Any) -> cython.p_ulonglong:
     """The integers of an array('Q'): compiled, their address, which costs less than a view of a few of them."""
     if cython.compiled:
         return cython.cast(carray.array, flat).data.as_ulonglongs
@@ -91,7 +89,7 @@ def element(da: cython.ulonglong) -> cython.ulonglong:
 
 def elements(raw: array[int]) -> array[int]:
     """An output of `refs` or `refcnt`, its addresses made names of elements in place."""
-    v: cython.p_ulonglong = _words(raw)
+    v: cython.p_ulonglong = words(raw)
     i: cython.Py_ssize_t
     for i in range(0, len(raw), 3):
         v[i] = v[i] & _ADDRESS | _DEVICE
@@ -100,7 +98,7 @@ def elements(raw: array[int]) -> array[int]:
 
 def canonical(raw: array[int]) -> array[int]:
     """The extent set of an output: `raw` itself if it is one.  Raises UdfFailed for what is no extent, and overlaps."""
-    v: cython.p_ulonglong = _words(raw)
+    v: cython.p_ulonglong = words(raw)
     n: cython.Py_ssize_t = len(raw) // 3
     i: cython.Py_ssize_t
     kept: cython.Py_ssize_t = 0
@@ -118,7 +116,7 @@ def canonical(raw: array[int]) -> array[int]:
     if is_one:
         return raw
     out = array("Q", raw)
-    v = _words(out)
+    v = words(out)
     if _sort(v, n):
         raise UdfFailed("owns names a block twice")
     for i in range(1, n):
@@ -146,8 +144,8 @@ def difference(before: array[int], after: array[int]) -> tuple[array[int], array
 def _minus(left: array, right: array) -> array:  # type: ignore[type-arg]
     """The blocks of `left` that `right` does not have with the same type."""
     out = array("Q")
-    a: cython.p_ulonglong = _words(left)
-    b: cython.p_ulonglong = _words(right)
+    a: cython.p_ulonglong = words(left)
+    b: cython.p_ulonglong = words(right)
     n: cython.Py_ssize_t = len(left) // 3
     m: cython.Py_ssize_t = len(right) // 3
     i: cython.Py_ssize_t
@@ -181,7 +179,7 @@ def _minus(left: array, right: array) -> array:  # type: ignore[type-arg]
 
 def owns(extents: array[int], block: cython.ulonglong, count: cython.ulonglong, kind: cython.ulonglong = 0) -> bool:
     """Whether a canonical set holds all `count` blocks at `block` (with type `kind`, unless that is 0)."""
-    v: cython.p_ulonglong = _words(extents)
+    v: cython.p_ulonglong = words(extents)
     low: cython.Py_ssize_t = 0
     high: cython.Py_ssize_t = len(extents) // 3
     n: cython.Py_ssize_t = high
@@ -208,7 +206,7 @@ def owns(extents: array[int], block: cython.ulonglong, count: cython.ulonglong, 
 
 def kind_of(extents: array[int], block: int) -> int:
     """The type with which a canonical set owns a block; 0 if it does not."""
-    v: cython.p_ulonglong = _words(extents)
+    v: cython.p_ulonglong = words(extents)
     wanted: cython.ulonglong = block
     i: cython.Py_ssize_t
     for i in range(len(extents) // 3):
@@ -221,8 +219,8 @@ def kind_of(extents: array[int], block: int) -> int:
 
 def intersect(left: array[int], right: array[int]) -> bool:
     """Whether two canonical sets share a block, whatever its types."""
-    a: cython.p_ulonglong = _words(left)
-    b: cython.p_ulonglong = _words(right)
+    a: cython.p_ulonglong = words(left)
+    b: cython.p_ulonglong = words(right)
     n: cython.Py_ssize_t = len(left) // 3
     m: cython.Py_ssize_t = len(right) // 3
     i: cython.Py_ssize_t = 0
@@ -261,8 +259,8 @@ def reference_changes(before: array[int], after: array[int]) -> list[tuple[int, 
 
 def counted_within(raw: array[int], da: cython.ulonglong, windows: array[int]) -> bool:
     """Whether every element of `refcnt`'s output lies in the windows (byte ranges behind `da`) and is there once."""
-    v: cython.p_ulonglong = _words(raw)
-    w: cython.p_ulonglong = _words(windows)
+    v: cython.p_ulonglong = words(raw)
+    w: cython.p_ulonglong = words(windows)
     n: cython.Py_ssize_t = len(raw) // 3
     m: cython.Py_ssize_t = len(windows) // 2
     i: cython.Py_ssize_t

@@ -1,10 +1,15 @@
 # C-level declarations of verify.py.
+from xok_host.kernel.xn cimport udf
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached
 from xok_host.kernel.xn.shadow cimport Claim, Move, Shadow, Touched, Transaction
 from xok_host.kernel.xn.types cimport XnType
 
 
+cpdef ask(XnType xtype, meta, unsigned int part, unsigned long long db)
+cpdef check_counts(XnType xtype, counts, unsigned int part, unsigned long long da)
+cdef settle(Transaction t)
+cdef charge(Transaction t)
 cpdef modifications(Transaction t)
 cpdef question(Transaction t)
 cpdef ownership(Transaction t)

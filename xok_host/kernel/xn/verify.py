@@ -10,9 +10,6 @@ from array import array
 
 import cython
 
-if cython.compiled:
-    from cython.cimports.cpython import array as carray
-
 from xok_host.abi.errors import BogusUpdate, Locked, NotInCore, RefcountWrong, Refused, UdfFailed, WrongType
 from xok_host.abi.types import Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
@@ -25,6 +22,7 @@ UDF_BUDGET = 1 << 22
 
 _VALID = int(Flag.VALID)
 _NOT_ASKED = (EMPTY, EMPTY, EMPTY)
+_BUDGET = cython.declare(cython.longlong, UDF_BUDGET)
 
 
 def modifications(t: Transaction) -> None:
@@ -63,17 +61,6 @@ def check_guard(t: Transaction, shadow: Shadow) -> None:
                 raise Locked(f"block {block}, which the guard of block {entry.db} guards, is in core: delete_attr it")
 
 
-@cython.cfunc
-@cython.inline
-@cython.exceptval(check=False)
-def _words(flat: object) -> cython.p_ulonglong:
-    """The integers of an array('Q'): compiled, their address, which costs less than a view of a few of them."""
-    if cython.compiled:
-        return cython.cast(carray.array, flat).data.as_ulonglongs
-    else:
-        return flat
-
-
 def remembered(touched: Touched) -> tuple[array[int], array[int], array[int]]:
     """What the partition's UDFs say of the block before the transaction: (owns, refs, refcnt)."""
     shadow = touched.shadow
@@ -105,10 +92,10 @@ def ask(
     return owned, references, counts
 
 
-def check_counts(xtype: XnType, counts: array[int], part: int, da: cython.ulonglong) -> None:
+def check_counts(xtype: XnType, counts: array[int], part: cython.uint, da: cython.ulonglong) -> None:
     """A count belongs to the bytes that hold it: every element lies in the partition, and is counted once."""
-    edges: cython.p_ulonglong = _words(xtype.windows[part])
-    v: cython.p_ulonglong = _words(counts)
+    edges: cython.p_ulonglong = udf.words(xtype.windows[part])
+    v: cython.p_ulonglong = udf.words(counts)
     nedges: cython.Py_ssize_t = len(xtype.windows[part])
     n: cython.Py_ssize_t = len(counts)
     i: cython.Py_ssize_t
@@ -134,8 +121,8 @@ def one_more(before: array[int], after: array[int]) -> cython.Py_ssize_t:
         return -1
     if n == 0:
         return 0
-    old: cython.p_ulonglong = _words(before)
-    new: cython.p_ulonglong = _words(after)
+    old: cython.p_ulonglong = udf.words(before)
+    new: cython.p_ulonglong = udf.words(after)
     i = 0
     while i < n and old[i] == new[i] and old[i + 1] == new[i + 1] and old[i + 2] == new[i + 2]:
         i += 3
@@ -169,14 +156,14 @@ def settle(t: Transaction) -> None:
     for shadow in t.shadows.values():
         xtype = shadow.entry.xtype
         if xtype.spent:
-            t.kernel.counters.add("udf_instructions", xtype.spent)
+            t.device.counters.add("udf_instructions", xtype.spent)
             xtype.spent = 0
 
 
 def charge(t: Transaction) -> None:
     """Count what the UDFs have taken.  Raises UdfFailed when it is too much for one transaction."""
-    spent = 0
-    runs = 0
+    spent: cython.longlong = 0
+    runs: cython.longlong = 0
     shadow: Shadow
     xtype: XnType
     for shadow in t.shadows.values():
@@ -185,10 +172,9 @@ def charge(t: Transaction) -> None:
         runs += xtype.runs
         xtype.spent = xtype.runs = 0
     t.spent += spent
-    counters = t.kernel.counters
-    counters.add("udf_instructions", spent)
-    counters.add("udf_runs", runs)
-    if t.spent > UDF_BUDGET:
+    t.device.counters.add("udf_instructions", spent)
+    t.device.counters.add("udf_runs", runs)
+    if t.spent > _BUDGET:
         raise UdfFailed(f"the transaction's UDFs take more than {UDF_BUDGET} instructions")
 
 
