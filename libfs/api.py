@@ -62,6 +62,8 @@ class FileSystem(Protocol):
     """The interface.  A raised `NotInCore` has had no effect."""
 
     root_ino: int
+    shared: bool
+    """Whether others may change it at any moment: whoever shows it keeps nothing, and asks anew each time."""
     on_invalidate: Callable[..., None]
     """Called with an inode number (and, for a directory, names) that another environment may have changed."""
 
@@ -110,6 +112,7 @@ class Synchronous:
     A subclass has the operations of `FileSystem` that it supports; here is the rest of the interface."""
 
     on_invalidate: Callable[..., None] = staticmethod(lambda ino, names=(): None)
+    shared = False
 
     root_ino: int
 

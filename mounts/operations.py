@@ -5,10 +5,19 @@ works on what is in core and raises `NotInCore` before it has changed anything w
 and calls again.  A defect costs one request, never the mount.
 
 Inode numbers are the libFS's own, except that FUSE wants 1 for the root.
+
+OPS-1  What only this mount changes, the kernel may keep as long as it likes.  Of a file system that others change
+       as well (`shared`) it keeps nothing: names and attributes it asks for each time, and with the attributes it sees
+       whether the pages that it has of an open file are still good.  Opening a file drops them.  So what another
+       mount has answered is seen here by whatever is asked later, and nobody waits for an invalidation.
+OPS-2  Of such a file system a handle says which inode it is of, not only the number: others may have removed the file
+       and used the number again.  What is written with O_APPEND goes to the end as it is now, not as the kernel knew
+       it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -16,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from mounts.errors import errno_of
@@ -34,6 +44,11 @@ RENAME_EXCHANGE = 2
 _DOTS = 2
 """The cookie of ".."; a libFS's own cookies are beyond it, and it lists neither "." nor ".."."""
 _SETUID_BITS = stat.S_ISUID | stat.S_ISGID
+_INO_BITS = 49
+"""Of a handle of a shared file system; above them are those of the generation, and whether it appends."""
+_INO_MASK = (1 << _INO_BITS) - 1
+_GENERATION_MASK = (1 << 14) - 1
+_APPENDS = 1 << 63
 
 
 class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
@@ -51,8 +66,15 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
         self.fs = fs
         self._not_in_core = not_in_core
         self._root = fs.root_ino
+        self._shared = bool(getattr(fs, "shared", False))
+        self._cache_seconds = 0.0 if self._shared else CACHE_SECONDS
+        self._keeps_pages = not self._shared
         self.lookups = LookupCounts(self._forgotten)
         self._privileged: dict[int, int] = {}
+        self._opens: dict[int, int] = {}
+        """How often each file of a shared file system is open."""
+        self._seen: dict[int, tuple[int, int, int]] = {}
+        """Of open files: ctime up to which the kernel's pages are good, with mtime and size as it knows them."""
         self._invalidator = Invalidator(lambda inode: pyfuse3.invalidate_inode(inode, attr_only=False))
         fs.on_invalidate = self.invalidate
 
@@ -81,8 +103,8 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
         entry = EntryAttributes()
         entry.st_ino = self._out(attr.ino)
         entry.generation = attr.generation
-        entry.entry_timeout = CACHE_SECONDS
-        entry.attr_timeout = CACHE_SECONDS
+        entry.entry_timeout = self._cache_seconds
+        entry.attr_timeout = self._cache_seconds
         entry.st_mode = attr.mode
         entry.st_nlink = attr.nlink
         entry.st_uid = attr.uid
@@ -94,6 +116,8 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
         entry.st_atime_ns = attr.atime_ns
         entry.st_mtime_ns = attr.mtime_ns
         entry.st_ctime_ns = attr.ctime_ns
+        if self._seen and (seen := self._seen.get(attr.ino)) is not None and seen[1:] != (attr.mtime_ns, attr.size):
+            self._seen[attr.ino] = (attr.ctime_ns, attr.mtime_ns, attr.size)  # the kernel drops the pages
         return entry
 
     def _entry(self, attr: Any) -> EntryAttributes:
@@ -106,8 +130,44 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
         if forget is not None:
             forget(ino)
 
+    # ---- handles (OPS-2)
+
+    def _handle(self, attr: Any, flags: int) -> int:
+        ino: int = attr.ino
+        if not self._shared:
+            return ino
+        return ino | (attr.generation & _GENERATION_MASK) << _INO_BITS | (_APPENDS if flags & os.O_APPEND else 0)
+
+    def _of(self, handle: int) -> int:
+        """The inode number of a handle."""
+        return handle & _INO_MASK if self._shared else handle
+
+    def _checked(self, handle: int) -> Any:
+        """The attributes of a handle's inode, which is still the one that was opened.  As operations raise."""
+        attr = self.fs.getattr(handle & _INO_MASK)
+        if (attr.generation ^ handle >> _INO_BITS) & _GENERATION_MASK:
+            raise OSError(errno.ESTALE, "the file has been removed")
+        return attr
+
+    def _read(self, handle: int, offset: int, size: int) -> Any:
+        if not self._shared:
+            return self.fs.read(handle, offset, size)
+        return self.fs.read(self._checked(handle).ino, offset, size)
+
+    def _write(self, handle: int, offset: int, data: bytes) -> int:
+        ino = handle
+        if self._shared:
+            attr = self._checked(handle)
+            ino = attr.ino
+            if handle & _APPENDS:
+                offset = attr.size
+        written: int = self.fs.write(ino, offset, data)
+        return written
+
     def invalidate(self, ino: int, names: Sequence[bytes] = ()) -> None:
         """The libFS says that another environment changed `ino` (and, for a directory, these names)."""
+        if self._shared and ino not in self._opens:
+            return  # OPS-1: what is open may also be mapped
         if ino in self.lookups or ino == self._root:
             for name in names:
                 pyfuse3.invalidate_entry_async(self._out(ino), name, ignore_enoent=True)
@@ -127,7 +187,8 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
     ) -> tuple[FileInfo, EntryAttributes]:
         attr = await self._run(self.fs.create, self._in(parent_inode), name, _regular(mode), ctx.uid, ctx.gid)
         self.fs.open(attr.ino)
-        return FileInfo(fh=attr.ino, keep_cache=True), self._entry(attr)
+        self._opened(attr)
+        return FileInfo(fh=self._handle(attr, flags), keep_cache=self._keeps_pages), self._entry(attr)
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         attr = await self._run(
@@ -178,7 +239,29 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
     # ---- attributes
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._attributes(await self._run(self.fs.getattr, self._in(inode)))
+        attr = await self._run(self.fs.getattr, self._in(inode))
+        if self._seen and attr.ino in self._seen:
+            attr = await self._with_good_pages(attr)
+        return self._attributes(attr)
+
+    async def _with_good_pages(self, attr: Any) -> Any:
+        """The attributes of an open file, and the kernel has no page that is older.
+
+        It sees by size and mtime whether pages are old; who sets mtime back shows only in ctime."""
+        while (seen := self._seen.get(attr.ino)) is not None:
+            if seen[0] == attr.ctime_ns or seen[1:] != (attr.mtime_ns, attr.size):
+                break
+            await trio.to_thread.run_sync(self._drop_pages, self._out(attr.ino), abandon_on_cancel=True)
+            if attr.ino in self._seen:
+                self._seen[attr.ino] = (attr.ctime_ns, attr.mtime_ns, attr.size)
+            attr = await self._run(self.fs.getattr, attr.ino)
+        return attr
+
+    @staticmethod
+    def _drop_pages(inode: int) -> None:
+        """In a thread: this waits for requests that the loop has to answer."""
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(inode, attr_only=False)
 
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
@@ -228,30 +311,46 @@ class VolumeOperations(pyfuse3.Operations):  # type: ignore[misc]
             attr = await self._run(self.fs.getattr, ino)
             if attr.mode & _SETUID_BITS:
                 self._privileged[ino] = attr.mode
-        await self._run(self.fs.open, ino)
-        return FileInfo(fh=ino, keep_cache=True)
+        attr = await self._run(self._open, ino)
+        return FileInfo(fh=self._handle(attr, flags), keep_cache=self._keeps_pages)
+
+    def _open(self, ino: int) -> Any:
+        attr = self.fs.getattr(ino)
+        self.fs.open(ino)
+        self._opened(attr)
+        return attr
+
+    def _opened(self, attr: Any) -> None:
+        if self._shared:
+            self._opens[attr.ino] = self._opens.get(attr.ino, 0) + 1
+            self._seen.setdefault(attr.ino, (attr.ctime_ns, attr.mtime_ns, attr.size))
 
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
-        pages = await self._run(self.fs.read, fh, off, size)
+        pages = await self._run(self._read, fh, off, size)
         if len(pages) == 1:
             return pages[0]
         return b"".join(pages)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        if self._privileged and (mode := self._privileged.pop(fh, None)) is not None:
-            await self._run(self.fs.setattr, fh, mode=_without_privilege(mode))
-        return await self._run(self.fs.write, fh, off, buf)
+        if self._privileged and (mode := self._privileged.pop(self._of(fh), None)) is not None:
+            await self._run(self.fs.setattr, self._of(fh), mode=_without_privilege(mode))
+        return await self._run(self._write, fh, off, buf)
 
     async def flush(self, fh: int) -> None:
         # What `write` answered needs nothing at close.  ENOSYS tells the kernel not to ask again.
         raise FUSEError(errno.ENOSYS)
 
     async def release(self, fh: int) -> None:
-        await self._run(self.fs.release, fh)
+        ino = self._of(fh)
+        await self._run(self.fs.release, ino)
+        if self._opens and ino in self._opens:
+            self._opens[ino] -= 1
+            if not self._opens[ino]:
+                del self._opens[ino], self._seen[ino]
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         try:
-            await self.fs.afsync(fh, datasync)
+            await self.fs.afsync(self._of(fh), datasync)
         except Exception as error:
             raise FUSEError(errno_of(error)) from error
 

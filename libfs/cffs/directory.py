@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from libfs.cffs import layout
 
-SNAPSHOTS = 8
-"""Listings in progress that a directory remembers."""
-
 
 class Bucket:
     """One bucket: up to `layout.BUCKET` blocks from logical block `base` on."""
@@ -33,7 +30,7 @@ class Bucket:
 class Directory:
     """What is loaded of one directory.  It is valid while the lock on the directory is held."""
 
-    __slots__ = ("buckets", "level", "places", "sequence", "snapshots", "writable")
+    __slots__ = ("buckets", "level", "places", "writable")
 
     def __init__(self, level: int) -> None:
         self.level = level
@@ -42,18 +39,8 @@ class Directory:
         """Block → the loaded bucket that it is of."""
         self.writable = False
         """Both exclusive locks that a change of names needs are held."""
-        self.snapshots: dict[int, list[bytes]] = {}
-        self.sequence = 0
 
     def bases(self) -> range:
         """First logical blocks of all buckets of the table."""
         first = layout.table_base(self.level)
         return range(first, first + layout.BUCKET * layout.table_buckets(self.level), layout.BUCKET)
-
-    def snapshot(self, names: list[bytes]) -> int:
-        """Remember a listing; its number, from 1."""
-        self.sequence = self.sequence % 0x3FFF_FFFF + 1
-        self.snapshots[self.sequence] = names
-        if len(self.snapshots) > SNAPSHOTS:
-            del self.snapshots[next(iter(self.snapshots))]
-        return self.sequence

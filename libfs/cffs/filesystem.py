@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 RESULT_BYTES = 4096
 PAGE_TRIES = 64
+LOCK_SECONDS = 0.004
+"""How long a mount uses the lock on a shared volume at least, so that it gets something done for each turn."""
 WRITE_BEHIND = 2048
 """Blocks (8 MiB) that have crossed and are not written yet, from which on writing starts by itself."""
 
@@ -108,13 +110,13 @@ class CFFS(Growing):
         except StopIteration:
             return
 
-    async def _adrive(self, steps: Steps) -> None:
-        """Carry a generator out without blocking the event loop, after those before it."""
+    async def _adrive(self, steps: Steps, *, first: bool = False) -> None:
+        """Carry a generator out without blocking the event loop, after those that wait already, or before them."""
         import trio
 
         while self._busy:
             turn = trio.Event()
-            self._turns.append(turn)
+            self._turns.insert(0 if first else len(self._turns), turn)
             await turn.wait()
         self._busy = True
         try:
@@ -337,9 +339,15 @@ class CFFS(Growing):
             self._drive(self._event_steps())
 
     async def aevents(self) -> None:
-        """Do what other environments and xokd have asked for."""
+        """Do what other environments and xokd have asked for, before everything else that takes steps.
+
+        On a shared volume, where one lock stands for all, the lock is used for a moment before it goes on."""
+        import trio
+
         while self._wanted:
-            await self._adrive(self._event_steps())
+            if self.shared:
+                await trio.sleep(max(0.0, self.lock_taken + LOCK_SECONDS - time.monotonic()))
+            await self._adrive(self._event_steps(), first=True)
 
     def idle(self) -> None:
         """Nothing to do for a moment: let what was answered cross."""

@@ -69,7 +69,7 @@ class Names(Volume):
         """
         node, directory = self.directory(ino)
         number, position = cookie >> 32, cookie & 0xFFFF_FFFF
-        names = directory.snapshots.get(number)
+        names = self.listings.get((ino, number))
         if names is None or not cookie:
             self._load_all(node, directory)
             names = [
@@ -78,7 +78,7 @@ class Names(Volume):
                 if base in directory.buckets
                 for name in directory.buckets[base].names
             ]
-            number = directory.snapshot(names)
+            number = self.remember_listing(ino, names)
         while position < len(names):
             name = names[position]
             position += 1

@@ -15,7 +15,7 @@ from libfs.cffs.directory import Bucket, Directory
 from libfs.cffs.inode import Node
 from libfs.cffs.names import NAME_MAX, bad_name
 from libfs.cffs.removing import Removing
-from libfs.cffs.requests import Synchronise
+from libfs.cffs.requests import FindParent, Synchronise
 from libfs.cffs.volume import EXCLUSIVE
 
 _HIDDEN_BYTES = len(layout.hidden_name(0))
@@ -60,8 +60,9 @@ class Renaming(Removing):
                 raise NotInCore([Synchronise()])
         if child.is_directory and parent != new_parent:
             self._check_not_below(child.ino, new_parent)
-            if any(ghost.node.is_directory for ghost in self.ghosts):
+            if any(ghost.node.is_directory and ghost.parent != self.orphans_ino for ghost in self.ghosts):
                 # On the disk a directory is still at an old name, too: with that one this could close a circle.
+                # (In the orphan list are empty ones, for as long as they host inodes.)
                 raise NotInCore([Synchronise()])
         if parent != new_parent or name != new_name:
             self._move(old, source, name, child, new, new_directory, target, new_name, victim)
@@ -78,11 +79,14 @@ class Renaming(Removing):
         self.touch(child)
 
     def _check_not_below(self, ino: int, directory: int) -> None:
-        """EINVAL if `directory` is `ino` or below it, as far up as parents have been seen."""
+        """EINVAL if `directory` is `ino` or below it; on an ordinary volume as far up as parents have been seen: what
+        the kernel asks for it has looked at itself."""
         while directory != self.root_ino:
             if directory == ino:
                 raise OSError(errno.EINVAL, "a directory cannot move into itself")
             following = self.parents.get(directory)
+            if following is None and self.shared:
+                raise NotInCore([FindParent(directory)])
             if following is None:
                 return
             directory = following

@@ -50,8 +50,15 @@ class FindHome:
 
 
 @dataclass(frozen=True, slots=True)
+class FindParent:
+    """Search the tree for the name of a directory: others may have moved it."""
+
+    ino: int
+
+
+@dataclass(frozen=True, slots=True)
 class Remount:
     """The root extent left the registry."""
 
 
-Request = Fetch | TakeLock | Synchronise | Grow | Shrink | FindHome | Remount
+Request = Fetch | TakeLock | Synchronise | Grow | Shrink | FindHome | FindParent | Remount

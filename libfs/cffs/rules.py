@@ -23,6 +23,7 @@ from libfs.cffs import layout, methods, sector
 from libfs.cffs.extents import ExtentMap, SingleBlocks
 from libfs.cffs.overlay import MAX_WEIGHT
 from xok_host.abi.calls import MAX_OPS, MAX_WITNESSES, OP_HEADER, OpKind
+from xok_host.abi.types import BLOCK, SECTOR, LockMode
 
 if TYPE_CHECKING:
     from libfs.cffs.inode import Node
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _MODIFY, _ALLOC, _WITNESS = int(OpKind.MODIFY), int(OpKind.ALLOC), int(OpKind.WITNESS)
 _BLOCK_OF = (1 << 44) - 1
+_SHARED = int(LockMode.SHARED)
 SHARED_PIECES = 8
 """As MAX_PIECES of crossing.py, on a shared volume: witnesses are operations too."""
 SHARED_WEIGHT = 16
@@ -47,6 +49,8 @@ class OneWriter:
     """Extents that the inodes of one sector gain or publish in one transaction."""
     table: type[ExtentMap] = ExtentMap
     """What a directory's blocks are kept in."""
+    shared = False
+    """Whether others may write the volume."""
     crosses_whole = False
     """Whether a sector may cross only with the whole overlay."""
     gains_ahead = True
@@ -73,6 +77,10 @@ class OneWriter:
     def is_alone(self, volume: Any) -> bool:
         """At mount: whether what the orphan list has is nobody's."""
         return True
+
+    def home_of(self, volume: Any, block: int) -> int | None:
+        """The directory that a block is of, if that can be seen without looking through the tree."""
+        return None
 
     def node_type(self, node: Node) -> int:
         """The type of an inode's extent nodes."""
@@ -116,6 +124,7 @@ class Sharing(OneWriter):
     max_level = layout.SHARED_MAX_LEVEL
     max_pieces = SHARED_PIECES
     table = SingleBlocks
+    shared = True
     crosses_whole = True  # RULES-3 speaks of names in all sectors
     gains_ahead = False  # the method is shown every block that comes into a table
 
@@ -153,6 +162,25 @@ class Sharing(OneWriter):
     def is_alone(self, volume: Any) -> bool:
         entry = volume.env.registry.lookup(volume.dev << 44 | volume.root_block)
         return entry is not None and not entry.lock
+
+    def home_of(self, volume: Any, block: int) -> int | None:
+        """A used sector says it (M1).  What this learns leads up to the root: chains of names are made of it."""
+        volume.lock(block, _SHARED)
+        found: dict[int, int] = {}
+        at = block
+        while at not in volume.homes:
+            entry, page = volume.env.registry.lookup(volume.dev << 44 | at), volume.page_of(at)
+            if page < 0 or entry is None or entry.type != self.directory_type or at in found:
+                return None
+            data = volume.env.page(page)
+            used = [part for part in range(0, BLOCK, SECTOR) if data[part]]
+            if not used:
+                return None
+            found[at] = int.from_bytes(data[used[0] + _OWNER : used[0] + _OWNER + 8], "little")
+            at = found[at] >> 5
+        volume.homes.update(found)
+        home: int = volume.homes[block]
+        return home
 
     # ---- the types
 
@@ -292,6 +320,7 @@ class Sharing(OneWriter):
         return b"".join(OP_HEADER.pack(_WITNESS, 0, 0, 0, base | db << 12, 0, 0, 0, 0) for db in sorted(shown))
 
 
+_OWNER = layout.SECTOR_HEADER.offset("owner")
 _CTIME = layout.INODE.offset("ctime")
 
 

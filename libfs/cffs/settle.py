@@ -10,14 +10,15 @@ from __future__ import annotations
 import errno
 import stat
 import struct
-from collections.abc import Generator, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 from libfs.api import NotInCore
 from libfs.cffs import layout, sector
 from libfs.cffs.crossing import Crossing
 from libfs.cffs.inode import Node
-from libfs.cffs.requests import Fetch, FindHome, Grow, Request, Shrink, Synchronise, TakeLock
+from libfs.cffs.requests import Fetch, FindHome, FindParent, Grow, Request, Shrink, Synchronise, TakeLock
 from libfs.cffs.volume import EXCLUSIVE, Ghost
 from xok_host.abi import errors as e
 from xok_host.abi.calls import MAX_EXTENTS, pack_extents
@@ -65,6 +66,8 @@ class Settling(Crossing):
             return self._shrink_steps(request.ino, request.size)
         if isinstance(request, FindHome):
             return self._find_steps(request.block)
+        if isinstance(request, FindParent):
+            return self._find_parent_steps(request.ino)
         return self._remount_steps()
 
     def steps_of_all(self, requests: Sequence[Request]) -> Steps:
@@ -128,18 +131,26 @@ class Settling(Crossing):
             raise self._failure(completion)
 
     def _find_steps(self, block: int) -> Steps:
-        """Walk all directories until `block` shows up in one: only names from very deep below need this."""
-        todo = [self.root_ino, self.orphans_ino]
+        """Walk until `block` shows up in a directory: only names from very deep below need this."""
+        yield from self._walk_until(lambda: block in self.homes, self.root_ino, self.orphans_ino)
+        if block not in self.homes:
+            raise OSError(errno.ESTALE, f"block {block} is in no directory")
+
+    def _find_parent_steps(self, ino: int) -> Steps:
+        yield from self._walk_until(lambda: ino in self.parents, self.root_ino)
+        if ino not in self.parents:
+            raise OSError(errno.ESTALE, f"directory {ino} has no name")
+
+    def _walk_until(self, found: Callable[[], bool], *roots: int) -> Steps:
+        """Look at all directories below these until what is looked for has been learnt."""
+        todo = list(roots)
         seen: set[int] = set()
-        while todo and block not in self.homes:
+        while todo and not found():
             ino = todo.pop()
             if ino in seen:
                 continue
             seen.add(ino)
-            found = yield from self.until_in_core(self._children, ino)
-            todo += found
-        if block not in self.homes:
-            raise OSError(errno.ESTALE, f"block {block} is in no directory")
+            todo += yield from self.until_in_core(self._children, ino)
 
     def _children(self, ino: int) -> list[int]:
         """Directories that have a name in directory `ino`; learns its blocks."""
@@ -149,6 +160,7 @@ class Settling(Crossing):
         for bucket in directory.buckets.values():
             for child in bucket.names.values():
                 if self.homes.get(child >> 5) is not None and self.node(child).is_directory:
+                    self.parents[child] = ino
                     found.append(child)
         return found
 
@@ -174,13 +186,34 @@ class Settling(Crossing):
         if completion.code:
             raise self._failure(completion)
         self.locks[request.block] = request.mode
+        self.lock_taken = time.monotonic()
 
     def _need_block(self, block: int) -> None:
         if self.page_of(block) < 0 and block not in self.new_blocks:
             raise NotInCore([self.fetch_of(block)])
 
     def let_go(self, blocks: Sequence[int], mode: int = EXCLUSIVE) -> Steps:
-        """Cross everything, then release locks (or keep shared ones, when others want to share)."""
+        """Cross everything, then release locks (or keep shared ones, when others want to share).
+
+        On a shared volume nothing makes ghosts meanwhile: the others would see them."""
+        steps = self._let_go(blocks, mode)
+        if not self.shared:
+            yield from steps
+            return
+        self.close_directories()
+        results: list[Any] | None = None
+        while True:
+            try:
+                calls = next(steps) if results is None else steps.send(results)
+            except StopIteration:
+                return
+            self.closing = True
+            try:
+                results = yield calls
+            finally:
+                self.closing = False
+
+    def _let_go(self, blocks: Sequence[int], mode: int) -> Steps:
         self.cross()
         if self.ghosts or self.quarantine or self.linked:
             yield from self.synchronise_steps()

@@ -32,6 +32,8 @@ _VALID = int(Flag.VALID)
 POOL_PAGES = 256
 """Pages asked for at once."""
 _DIRECTORY_KIND = 4
+MAX_LISTINGS = 256
+"""Listings in progress that a volume remembers; beyond, the oldest starts anew."""
 MAX_NODES = 65536
 """In-core inodes kept; clean ones are dropped beyond."""
 
@@ -74,6 +76,7 @@ class Volume:
         self.writable = writable
         self.clock = clock
         self.rules = rules
+        self.shared = rules.shared
         self.directory_type = rules.directory_type
         self.root_block = root_block
         self.root_ino = layout.ino_of(root_block, 0, layout.ROOT_SLOT)
@@ -95,9 +98,16 @@ class Volume:
         """Directory block → the directory that owns it."""
         self.order = Order()
         self.locks: dict[int, int] = {}
+        self.lock_taken = 0.0
+        """When the last lock was got."""
         self.locks_to_take: list[int] = []
         """New blocks that were used as locks: taken when they have crossed."""
         self.contended: set[int] = set()
+        self.closing = False
+        """Locks are being let go of: what would change something has to ask for them again."""
+        self.listings: dict[tuple[int, int], list[bytes]] = {}
+        """Listings in progress: (directory, number) → names.  They outlive locks and growth."""
+        self._listed = 0
         self.ghosts: list[Ghost] = []
         self.ghost_names: dict[tuple[int, bytes], tuple[int, int]] = {}
         """(directory, name) of each ghost → its sector and inode."""
@@ -201,6 +211,8 @@ class Volume:
         if not slot or not 0 < block < self.nblocks:
             raise OSError(errno.ESTALE, f"{ino} is no inode number")
         home = self.homes.get(block)
+        if home is None:
+            home = self.rules.home_of(self, block)
         if home is None:
             raise NotInCore([FindHome(block)])
         self.lock(home >> 5, SHARED)
@@ -400,7 +412,7 @@ class Volume:
     def lock(self, block: int, mode: int) -> None:
         """Make sure that the registry lock on a directory block is held.  Raises NotInCore."""
         block = self.rules.lock_of(self, block)
-        if self.locks.get(block, 0) >= mode:
+        if self.locks.get(block, 0) >= mode and not (self.closing and mode == EXCLUSIVE):
             return
         if block in self.new_blocks:
             self.locks[block] = EXCLUSIVE
@@ -427,6 +439,22 @@ class Volume:
                 del self.nodes[node.ino]
         if not readers_stay:
             rules.lock_went(self, block)
+
+    def close_directories(self) -> None:
+        """Nobody changes a directory before he has asked for its lock again."""
+        for node in self.nodes.values():
+            if node.directory is not None:
+                node.directory.writable = False
+
+    # ---- listings
+
+    def remember_listing(self, ino: int, names: list[bytes]) -> int:
+        """Its number, from 1."""
+        self._listed = self._listed % 0x3FFF_FFFF + 1
+        self.listings[ino, self._listed] = names
+        if len(self.listings) > MAX_LISTINGS:
+            del self.listings[next(iter(self.listings))]
+        return self._listed
 
     # ---- pages and space
 

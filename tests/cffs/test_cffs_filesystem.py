@@ -742,3 +742,19 @@ def test_what_another_volume_has_taken_is_not_promised() -> None:
     assert not volume.fs.grouping.taken
     volume.file(volume.root, b"more", b"y" * 100000)
     volume.check_disk()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_directories_move_while_a_removed_one_hosts_what_left_it(shared: bool) -> None:
+    volume = Volume(shared=shared)
+    root = volume.root
+    for number in range(3):
+        box = volume("mkdir", root, b"box%d" % number, 0o755, 0, 0).ino
+        volume("mkdir", box, b"content", 0o755, 0, 0)
+        volume.fs.sync_all()
+        volume("rename", box, b"content", root, b"content%d" % number)
+        volume("rmdir", root, b"box%d" % number)
+        volume.fs.sync_all()
+        assert volume.fs.limbo
+    assert sorted(volume.listing(root)) == [b"content%d" % number for number in range(3)]
+    volume.check_disk()

@@ -14,7 +14,9 @@ HELP = "mount a file system through FUSE, as root for every user (nosuid, nodev,
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="file system in the root catalogue")
+    parser.add_argument(
+        "name", metavar="NAME", help="file system in the catalogue; a shared one is mounted any number of times"
+    )
     parser.add_argument("directory", metavar="DIR", help="an existing directory")
     parser.add_argument("--disk", metavar="DISK", help="on this one of several disks: its number, or its path")
     parser.add_argument("--program", metavar="FILE", help="Python file with the file system's code, if it is not C-FFS")

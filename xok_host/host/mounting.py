@@ -7,6 +7,8 @@ MT-3  `umount` returns when the server has flushed and ended.  Root's mount that
       used it is served until nobody does any more, and counts as a mount until then; `end` does not wait for that.
 MT-4  A user's mount is served under that user's limits, by code that cannot change meanwhile, and nobody waits for it
       but that user (`fusemount`, F-4).
+MT-5  A file system has one mount, since it has one writer; but one whose root's type has a protected method, which
+      holds whatever its writers do, has any number, each with a server of its own.
 """
 
 from __future__ import annotations
@@ -95,16 +97,20 @@ class Mounts:
         *,
         user: User | None = None,
         program: int = -1,
+        shared: bool = False,
     ) -> Mount:
         """Mount and serve; returns when the mount answers.  Raises Exists, InUse, OSError.
 
-        `program` is duplicated.  `user`: not root."""
+        `program` is duplicated.  `user`: not root.  `shared`: the name may be mounted already (MT-5)."""
         if directory in self.mounts:
             raise Exists(f"{self.mounts[directory].name} is mounted on {directory}")
         for other in self.mounts.values():
-            if (other.name, other.dev) == (name, dev):
+            if (other.name, other.dev) == (name, dev) and not shared:
                 still = ", detached and still in use" if other.state == DETACHED else ""
-                raise InUse(f"{name} is mounted on {other.directory}{still}")
+                raise InUse(
+                    f"{name} is mounted on {other.directory}{still}; "
+                    "only what was made with `xok mkfs --shared` is mounted more than once"
+                )
         mount = Mount(name, directory, dev, capability, user=user)
         if program >= 0:
             mount.program = os.dup(program)

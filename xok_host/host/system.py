@@ -309,6 +309,12 @@ class System:
             return ""
         return report.reason(entry.name)
 
+    def has_method(self, dev: int, entry: CatalogueEntry) -> bool:
+        """Whether a protected method of a root's type, which is in use, keeps those who write the tree from one
+        another."""
+        found = self.kernel.devices[dev].types.get(entry.type)
+        return found is not None and found.method_program is not None
+
     def device_named(self, disk: str) -> int:
         """The number of a disk, given by that number or by its path.  Raises NotFound."""
         for dev, found in self.disks.items():

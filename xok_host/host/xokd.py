@@ -302,7 +302,8 @@ class Xokd:
         if not os.path.isabs(directory):
             raise BadCall(f"{directory} is not an absolute path")
         program = fds[1] if len(fds) > 1 else -1
-        mount = await self.mounts.mount(name, directory, dev, tree, user=user, program=program)
+        shared = self.system.has_method(*self._root(name, request.get("disk")))
+        mount = await self.mounts.mount(name, directory, dev, tree, user=user, program=program, shared=shared)
         return {"directory": mount.directory}
 
     async def _umount(self, peer: Peer, request: dict[str, Any], fds: list[int], connection: Connection) -> Any:
