@@ -40,6 +40,11 @@ CHUNK_MESSAGE = struct.Struct("<BBHI")
 """2, writable, 0, chunk number; one descriptor comes with it."""
 START_BYTES = 65536
 MAX_DESCRIPTORS = 16
+LEAST_ROOM = 256
+"""Bytes for results that every call has."""
+_NUMBERS = {name: int(call.number) for name, call in BY_NAME.items()}
+_CHUNK_MAP = int(CallNumber.CHUNK_MAP)
+_ONE_DESCRIPTOR = socket.CMSG_SPACE(4)
 
 
 @dataclass(slots=True, frozen=True)
@@ -128,6 +133,10 @@ class Environment:
         self._handlers: dict[int, Callable[[ch.Completion], None]] = {}
         self._chunks: dict[int, memoryview] = {}
         self._chunk_fds: dict[int, tuple[int, bool]] = {}
+        self._maps: set[int] = set()
+        """Cookies of the CHUNK_MAPs that have not been answered."""
+        self._descriptors_due = 0
+        """How many messages with a descriptor may come."""
 
     @classmethod
     def from_socket(cls, descriptor: int) -> Environment:
@@ -152,10 +161,10 @@ class Environment:
     ) -> int:
         """Queue a call; it crosses at the next `ring_doorbell` (or `wait`).  `then` gets the completion in `dispatch`.
 
-        `out_bytes` is the room for result bytes; refusals put their sentence there, so it is at least 256.
+        `out_bytes` is the room for result bytes; refusals put their sentence there, so it is at least LEAST_ROOM.
         """
-        number = BY_NAME[name].number
-        room = max(out_bytes, 256)
+        number = _NUMBERS[name]
+        room = out_bytes if out_bytes > LEAST_ROOM else LEAST_ROOM
         while True:
             try:
                 cookie = self.ring.push(number, scalars, cap=cap, data=data, out_bytes=room, flags=flags)
@@ -165,6 +174,9 @@ class Environment:
                 self._block()
         if then is not None:
             self._handlers[cookie] = then
+        if number == _CHUNK_MAP:
+            self._maps.add(cookie)
+            self._descriptors_due += 1
         return cookie
 
     def ring_doorbell(self) -> None:
@@ -204,6 +216,9 @@ class Environment:
         outstanding = self.ring.outstanding()
         while (completion := self.ring.pop()) is not None:
             count += 1
+            if completion.cookie in self._maps:
+                self._maps.discard(completion.cookie)
+                self._descriptors_due -= completion.code != 0  # else it is on its way
             if completion.cookie == 0:
                 self._event(completion)
             elif (handler := self._handlers.pop(completion.cookie, None)) is not None:
@@ -235,8 +250,12 @@ class Environment:
         self.dispatch()
 
     def _receive(self, flags: int) -> bool:
+        ancillary: Sequence[tuple[int, int, bytes]] = ()
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(64, socket.CMSG_SPACE(4), flags)
+            if self._descriptors_due:
+                data, ancillary, _, _ = self._socket.recvmsg(64, _ONE_DESCRIPTOR, flags)
+            else:
+                data = self._socket.recv(64, flags)  # which would drop a descriptor, and costs half as much
         except BlockingIOError:
             return False
         except ConnectionResetError as error:
@@ -244,6 +263,7 @@ class Environment:
         if not data:
             raise errors.Gone("xokd is gone")
         if data[0] == 2:
+            self._descriptors_due -= 1
             _, writable, _, chunk = CHUNK_MESSAGE.unpack(data)
             for descriptor in _descriptors(ancillary):
                 self._chunk_fds[chunk] = (descriptor, bool(writable))
