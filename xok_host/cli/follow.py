@@ -10,8 +10,8 @@ from typing import Any
 from xok_host.host.control import ControlClient
 
 
-def follow(client: ControlClient, output: int | None) -> Any:
-    """Copy an environment's output to ours until xokd answers that it ended; returns the answer.
+def follow(client: ControlClient, output: int | None, *, quiet: bool = False) -> Any:
+    """Copy an environment's output to ours (`quiet`: to nowhere) until xokd answers that it ended; returns the answer.
 
     The first SIGINT or SIGTERM asks for an orderly end, the second leaves (xokd then ends the environment).
     """
@@ -33,12 +33,12 @@ def follow(client: ControlClient, output: int | None) -> Any:
         while True:
             for fd, _ in poll.poll():
                 if fd == output:
-                    if not copy(output):
+                    if not copy(output, quiet):
                         poll.unregister(output)
                         output = None
                 else:
                     if output is not None:
-                        while copy(output):
+                        while copy(output, quiet):
                             pass
                     return client.answer()
     finally:
@@ -46,10 +46,10 @@ def follow(client: ControlClient, output: int | None) -> Any:
             signal.signal(number, handler)
 
 
-def copy(output: int) -> bool:
+def copy(output: int, quiet: bool = False) -> bool:
     """Pass on what is there; False at the end."""
     data = os.read(output, 65536)
-    view = memoryview(data)
+    view = memoryview(b"" if quiet else data)
     while view:
         view = view[os.write(1, view) :]
     return bool(data)

@@ -7,7 +7,7 @@ import json
 import os
 
 from xok_host.abi.errors import BadCall
-from xok_host.cli import exits, follow
+from xok_host.cli import exits, follow, sealed
 from xok_host.host.config import Runtime
 from xok_host.host.control import ControlClient
 
@@ -28,16 +28,10 @@ def run(options: argparse.Namespace) -> int:
     if options.seconds is not None and not 0 < options.seconds <= 86400:
         raise BadCall("--seconds: more than 0, at most a day")
     client = ControlClient(Runtime.from_environment())
-    if options.json:
-        reading, fds = None, [os.open(os.devnull, os.O_WRONLY)]
-    else:
-        reading, writing = os.pipe()
-        fds = [writing]
+    reading, writing = os.pipe()
+    fds = [writing]
     if options.program is not None:
-        try:
-            fds.append(os.open(options.program, os.O_RDONLY))
-        except OSError as error:
-            raise BadCall(f"{options.program}: {error.strerror}") from None
+        fds.append(sealed.read(options.program))
     client.send(
         "repair",
         fds,
@@ -49,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     )
     for fd in fds:
         os.close(fd)
-    done = follow.follow(client, reading)
+    done = follow.follow(client, reading, quiet=options.json)
     if options.json:
         print(json.dumps(done, indent=2))
     elif done["reason"]:

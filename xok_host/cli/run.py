@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from xok_host.abi.errors import BadCall
-from xok_host.cli import exits, follow
+from xok_host.cli import exits, follow, sealed
 from xok_host.host.config import Runtime, parse_interface
 from xok_host.host.confine import EXIT_CRASH, EXIT_IMPORT
 from xok_host.host.control import ControlClient
@@ -36,10 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """The program's own exit status, or 128 + the signal that ended it."""
     address = None if options.address is None else str(parse_interface(options.address))
-    try:
-        program = os.open(options.program, os.O_RDONLY)
-    except OSError as error:
-        raise BadCall(f"{options.program}: {error.strerror}") from None
+    program = sealed.read(options.program)
     client = ControlClient(Runtime.from_environment())
     reading, writing = os.pipe()
     client.send(

@@ -1,7 +1,13 @@
-"""xokd's end of the control socket (`control`)."""
+"""xokd's end of the control socket (`control`).
+
+CTL-1  A descriptor that a peer has sent is a pipe, a memory file, or one that only names a place (O_PATH).  All else
+       is refused, and closed in a thread: closing a file of a FUSE file system asks the user who serves it, who need
+       not answer.  A user has at most CLOSERS_OF_ONE_USER such threads; the rest of his connections wait for them.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -23,6 +29,8 @@ MAX_DESCRIPTORS = 4
 MAX_CONNECTIONS = 256
 MAX_OF_ONE_USER = 64
 """Connections of one user other than root, so that no user can keep root out."""
+CLOSERS_OF_ONE_USER = 2
+"""Threads that close what one user should not have sent."""
 MAX_WORD = 4096
 """Bytes of what a peer may say while its request is being carried out (`stop`)."""
 FOR_EVERYBODY = frozenset({"status", "list", "run", "wait", "mkfs", "mount", "umount", "repair"})
@@ -66,6 +74,8 @@ class ControlServer:
     def __init__(self, runtime: Runtime, handlers: dict[str, Handler]) -> None:
         self._handlers = handlers
         self._by_user: Counter[int] = Counter()
+        self._closers: dict[int, trio.CapacityLimiter] = {}
+        """Of users that have sent what may take its time to close."""
         self.answering = 0
         """Requests being carried out."""
         self._path: Path = runtime.socket
@@ -119,6 +129,9 @@ class ControlServer:
         await trio.lowlevel.wait_readable(sock)
         data, ancillary, flags, _ = await sock.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4))
         fds = _descriptors(ancillary)
+        if not all(map(_closes_at_once, fds)):
+            await self._refuse(connection, fds)
+            return False
         self.answering += 1
         try:
             if not data:
@@ -130,6 +143,19 @@ class ControlServer:
             for fd in fds:
                 os.close(fd)
         return True
+
+    async def _refuse(self, connection: Connection, fds: list[int]) -> None:
+        """CTL-1."""
+        uid = connection.peer.uid
+        words = "descriptors are pipes, memory files, or places opened with O_PATH; is the command of another version?"
+        try:
+            await connection.sock.send(json.dumps({"error": words, "exit": 2}).encode())
+        finally:
+            limiter = self._closers.setdefault(uid, trio.CapacityLimiter(CLOSERS_OF_ONE_USER))
+            for fd in fds:
+                await trio.to_thread.run_sync(os.close, fd, limiter=limiter, abandon_on_cancel=True)
+            if not limiter.borrowed_tokens:
+                self._closers.pop(uid, None)
 
     async def _answer(self, connection: Connection, data: bytes, fds: list[int]) -> dict[str, Any]:
         try:
@@ -148,6 +174,17 @@ class ControlServer:
             return {"error": str(error), "exit": 1}
         except (KeyError, TypeError, ValueError) as error:
             return {"error": f"the request is malformed: {error!r}", "exit": 2}
+
+
+def _closes_at_once(fd: int) -> bool:
+    """Whether no file system is asked when the descriptor is closed; none is asked here either."""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        return True
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # memory files have seals
+        return True
+    except OSError:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:[")  # paths begin with a slash
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
