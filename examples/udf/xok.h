@@ -31,7 +31,8 @@ typedef long long s64;
 /* A disk address: device, block, byte. */
 #define XOK_DA_DEVICE (0xffULL << 56)
 
-/* Helpers.  owns: (block, count, type id); refcnt: (da, count, 0); access: (offset, bytes, 0). */
+/* Helpers.  owns: (block, count, type id); refcnt: (da, count, 0); access: (offset, bytes, 0); uses, whose `part` is a
+ * sector: (offset, bytes, partitions that read them). */
 static void (*const xok_emit)(u64 block, u64 count, u64 type) = (void *)1;
 /* refs */
 static void (*const xok_emit_ref)(u64 da) = (void *)2;

@@ -1,6 +1,6 @@
 """The import of types under fuzzing: an input is a template's fields and programs, or its bytes as they are.
 
-Part 0: header bytes that overwrite those of the packed template (all zeros: none).  Parts 1 to 8: the programs, in the
+Part 0: header bytes that overwrite those of the packed template (all zeros: none).  Parts 1 to 9: the programs, in the
 template's order.  The checksum is made right again, so that what is behind it is reached.  What is accepted is run on
 blocks of several kinds: it may fault, and must not do anything else.
 """
@@ -14,10 +14,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from toy import ELEMENTS, POINTERS, Sector, access, guard, owns, refcnt, refs
+from tracedkit import based, heap
 
 from xok_host.abi import template as form
 from xok_host.abi.errors import XokError
-from xok_host.abi.types import BLOCK, SECTORS, TYPE_XN_DB
+from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB
 from xok_host.kernel.xn import types, udf
 from xok_host.kernel.xn.template import import_template
 
@@ -47,7 +48,10 @@ def imported(given: Input) -> str:
     parts = [*given, *[b""] * 10][: 1 + len(PROGRAMS)]
     programs = dict(zip(PROGRAMS, parts[1:], strict=True))
     try:
-        raw = bytearray(form.Template(name=b"fuzzed", parts=SECTORS, **programs).pack())
+        way = form.Partitions.EXPLICIT
+        if not programs["access"]:
+            way = form.Partitions.OVERLAPPING if programs["uses"] else form.Partitions.TRACED
+        raw = bytearray(form.Template(name=b"fuzzed", parts=SECTORS, partitions=way, **programs).pack())
     except form.BadTemplate:
         return "not a template"
     for at, byte in enumerate(parts[0][: form.HEADER.size]):
@@ -90,8 +94,15 @@ def asked(xtype: Any, template: Any, name: str, block: bytes, part: int) -> Any:
 
 
 def confined(template: Any, block: bytes, part: int) -> None:
-    """TMPL-2: bytes of other partitions do not change what a partition owns."""
+    """TMPL-2, READ-1: bytes that are not a partition's, or were not read, do not change what it owns."""
     inside = {at for start, length in template.regions[part] for at in range(start, start + length)}
+    if template.read_sets is not None:
+        template.read_sets.begin(1 << 22)
+        try:
+            _, reads = template.read_sets.ask(block, part, 5)
+        except XokError:
+            return
+        inside = {at for at in inside if reads >> at % SECTOR & 1}
     other = bytes(byte if at in inside else byte ^ 0x5A for at, byte in enumerate(block))
     answers = []
     for raw in (block, other):
@@ -112,4 +123,5 @@ def target() -> tuple[Any, list[Input], list[int]]:
     header = [bytes(form.HEADER.size), *codes]
     operations = [byte for byte in range(256)]  # all opcodes: the language's own numbers
     offsets = [struct.unpack("<Q", bytes([op, 0x21, 8, 0, 1, 0, 0, 0]))[0] for op in operations]
-    return run, [header, [b"", *codes], [b"", *bare], [b"", *approving]], [*operations, *offsets]
+    traced = [[b"", *(getattr(t, name) for name in PROGRAMS)] for t in (heap(), based(), based(by_looking=True))]
+    return run, [header, [b"", *codes], [b"", *bare], [b"", *approving], *traced], [*operations, *offsets]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from xok_host.abi import derive as d
 from xok_host.abi.calls import Op, OpFlag, OpKind
 from xok_host.abi.declare import Structure, array, chars, nested, pad, u8, u16, u32, u64, union
 from xok_host.abi.derive import counts, derive, only_first, only_if, only_marked, owns, refers
-from xok_host.abi.errors import BogusUpdate, RefcountWrong
-from xok_host.abi.template import Kind
-from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB
+from xok_host.abi.errors import BogusUpdate, DependentsMissing, RefcountWrong
+from xok_host.abi.template import Kind, Partitions
+from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB
 from xok_host.abi.udf import Function
 from xok_host.kernel.local import LocalXok
 from xok_host.kernel.xn.interp import Program
@@ -263,3 +264,114 @@ def test_a_file_system_without_a_hand_written_udf() -> None:
     toy.transact(Op(OpKind.FREE, da(root.r0), 0, writes=[(0, bytes(sector))], db=block, count=1, type=TYPE_XN_DB))
     toy.durable(root.r0)
     assert not local.recover().violations
+
+
+# Each element a partition of its own
+
+ROW = Structure(
+    "row",
+    u32("start"),
+    u16("count"),
+    u8("kind"),
+    u8("nlink"),
+    union("rest", "kind", {1: Structure("more", u32("at"), meaning=[owns("at", 1, type="data")])}),
+    meaning=[counts("nlink"), owns("start", "count", type="data"), refers("start", shift=12)],
+)
+TABLE = Structure(
+    "table",
+    u16("live"),
+    u8("on"),
+    u8("bits"),
+    pad(4),
+    array("rows", ROW, 8),
+    size=128,
+    meaning=[only_first("rows", "live"), only_marked("rows", "bits"), only_if("on", 1)],
+)
+ROWS = Structure("rows", u64("name", "not read"), array("rows", EXTENT, 9), size=256)
+
+
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=60)
+def test_elements_say_together_what_the_structure_says(seed: int) -> None:
+    chance = Random(seed)
+    place = chance.randrange(SECTORS)
+    start = place * SECTOR
+    block = bytearray(chance.choice([0, 1, 255, chance.randrange(256)]) for _ in range(BLOCK))
+    block[start : start + 4] = bytes([chance.randrange(10), 0, chance.choice([0, 1, 1]), chance.randrange(256)])
+    whole, apart = (import_template(derive(TABLE, b"t", types=TYPES, each=each).pack()) for each in ("", "rows"))
+    assert (whole.parts, apart.parts) == (8, 64) and apart.described.partitions == Partitions.OVERLAPPING
+    for name in ("owns", "refs", "refcnt"):
+        together = []
+        for part in range(place * 8, place * 8 + 8):
+            together += apart.programs[name].run(block, part, r5=DA, windows=apart.windows[part])[1]
+        expected = whole.programs[name].run(block, place, r5=DA, windows=whole.windows[place])[1]
+        assert together == expected
+    for part in range(place * 8, place * 8 + 8):  # DERIVE-3
+        seen = []
+        for instance in (block, bytes(BLOCK)):
+            read = bytearray(SECTOR // 8)
+            for name in ("owns", "refs", "refcnt"):
+                apart.programs[name].run_traced(instance, part, apart.windows[part], read, r5=DA)
+            seen.append(read)
+        assert seen[0] == seen[1]
+
+
+DA = 1 << 56 | 5 << 12
+
+
+def test_an_element_changes_alone_and_what_all_read_does_not() -> None:
+    local = LocalXok(nblocks=512)
+    toy = Toy(local)
+    kind = install_type(toy.env, "table", derive(TABLE, b"table", types={"data": TYPE_XN_DB}, each="rows").pack())
+    root = toy.env.call("install_mount", DEV, 0, 1, kind, data=b"table-root")
+    toy.cap = root.r1
+    others = [1, 2, 3, 4, 5, 6, 7]
+    head = Op(OpKind.MODIFY, da(root.r0), 0, writes=[(0, b"\x08\0\x01\xff")])
+    with pytest.raises(DependentsMissing):
+        toy.transact(replace(head, dependents=others[:-1]))
+    toy.transact(replace(head, dependents=others))
+    block = toy.free_block()
+    row = bytearray(ROW.size)
+    ROW.view(row).start, ROW.view(row).count = block, 1
+    at = TABLE.offset("rows[3]")
+    give = Op(OpKind.ALLOC, da(root.r0), 3, writes=[(at, bytes(row))], db=block, count=1, type=TYPE_XN_DB)
+    with pytest.raises(RefcountWrong):  # it refers to the block as well, and no element there is counted
+        toy.transact(give)
+    with pytest.raises(DependentsMissing):
+        toy.transact(replace(give, own_id=2))
+    ROW.view(row).start = 0  # what is at block 0 is nobody's element either, and zero refers to nothing
+    ROW.view(row).count, ROW.view(row).kind = 0, 1
+    row[8:12] = block.to_bytes(4, "little")
+    toy.transact(Op(OpKind.SET_TYPE, da(root.r0), 3, writes=[(at + 6, b"\1")]))
+    toy.transact(replace(give, writes=[(at, bytes(row))]))
+    toy.transact(replace(head, writes=[(0, b"\x04")], dependents=others))  # 4 to 7 mean nothing any more
+    with pytest.raises(BogusUpdate):
+        toy.transact(replace(head, writes=[(0, b"\x03")], dependents=others))  # 3 would lose its block
+    local.sync()
+    local.crash()
+    assert local.recover().sound
+
+
+def test_elements_that_nothing_decides_about_do_not_overlap() -> None:
+    rows = derive(ROWS, b"rows", types=TYPES, each="rows", step=256)
+    assert rows.partitions == Partitions.TRACED and rows.parts == 16 * 9 and not rows.uses
+    import_template(rows.pack())
+
+
+@pytest.mark.parametrize(
+    ("structure", "each", "why"),
+    [
+        (TABLE, "lines", "has no array of structures 'lines'"),
+        (TABLE, "live", "has no array of structures 'live'"),
+        (NODE, "inodes", "only the elements mean something"),
+        (Structure("two", array("a", ROW, 2), array("b", ROW, 2)), "a", "b means something besides a"),
+        (
+            Structure("own", u32("start"), array("a", ROW, 2), meaning=[owns("start", 1, type=1)]),
+            "a",
+            "only the elements",
+        ),
+    ],
+)
+def test_what_elements_cannot_mean(structure: Structure, each: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        derive(structure, b"bad", types=TYPES, each=each)

@@ -33,7 +33,7 @@ def test_tables_are_current() -> None:
 
 def test_numbers_are_the_bounds() -> None:
     from xok_host.abi import calls
-    from xok_host.kernel.xn import interp, methods
+    from xok_host.kernel.xn import interp, methods, readset
     from xok_host.kernel.xn import template as accepted
 
     text = " ".join(PAGE.read_text().split())
@@ -46,6 +46,9 @@ def test_numbers_are_the_bounds() -> None:
         (calls.MAX_WITNESSES, "at most {}; they are shown"),
         (accepted.MAX_REGIONS, "{} regions from `access`"),
         (accepted.MAX_GUARDS, "{} capabilities from `guard`"),
+        (readset.MAX_USES, "{} ranges from `uses`"),
+        (readset.MAX_READERS, "At most {} partitions are in one sector"),
+        (calls.MAX_DEPENDENTS, "`dependents` (at most {} in a transaction)"),
         (accepted.IMPORT_BUDGET, "{} instructions for all runs of an import"),
         (accepted.MAX_PARTS, "1 to {} partitions"),
         (accepted.MAX_BLOCKS, "a constant size of 1 to {} blocks"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.udf.test_udf_derive import SIMPLE
 from xok_host.abi.derive import derive
-from xok_host.abi.ebpf import ALU64, R0, R1, R2, Assembler, Instruction, K
+from xok_host.abi.ebpf import ALU64, R0, R1, R2, R3, Assembler, Instruction, K, X
 from xok_host.abi.elf import (
     HEADER,
     MAX_OBJECT,
@@ -26,6 +26,7 @@ from xok_host.abi.elf import (
     programs_of_object,
     template_of_object,
 )
+from xok_host.abi.template import Partitions
 from xok_host.abi.types import BLOCK
 from xok_host.cli import exits
 from xok_host.cli.__main__ import main
@@ -312,6 +313,37 @@ def test_what_c_may_not_do(tmp_path: Path, text: str, why: str) -> None:
 
 
 # The command
+
+
+def reading(asm: Assembler) -> None:
+    asm.add(Instruction(ALU64 | 0x00 | X, 1, 3, 0, 0))
+    asm.load(R0, R1, 0, 1)
+
+
+def using(asm: Assembler) -> None:
+    """The first two bytes of the first sector, once each."""
+    asm.add(Instruction(0x55, 3, 0, 4, 0))  # jne r3, 0
+    asm.mov(R1, 0)
+    asm.mov(R2, 2)
+    asm.mov(R3, 1)
+    asm.call(1)
+
+
+def test_partitions_of_an_object_may_be_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    traced = template_of_object(build({"owns": code(reading)}), b"c", parts=4, traced=True)
+    assert traced.partitions == Partitions.TRACED and not traced.access
+    import_template(traced.pack())
+    raw = build({"owns": code(reading), "uses": code(using)})
+    import_template(template_of_object(raw, b"c", parts=2).pack())
+    source = tmp_path / "mine.o"
+    source.write_bytes(build({"owns": code(reading)}))
+    assert main(["udf", "explain", str(source), "--traced"]) == exits.OK
+    assert "partition 5: reads bytes 5\n" in capsys.readouterr().out
+    source.write_bytes(raw)
+    assert main(["udf", "list", str(source), "--parts", "2"]) == exits.OK
+    assert "2 overlapping partitions" in capsys.readouterr().out
+    assert main(["udf", "list", str(source), "--parts", "3"]) == exits.REFUSED
+    assert "uses says that 0 partitions read byte 2; 1 do" in capsys.readouterr().err
 
 
 def test_an_object_is_packed_run_and_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,8 +32,9 @@ from xok_host.abi.restrict import (
     udf,
     words,
 )
-from xok_host.abi.types import TYPE_XN_DB
+from xok_host.abi.types import SECTOR, TYPE_XN_DB
 from xok_host.kernel.xn.interp import Program, UdfFault
+from xok_host.kernel.xn.template import import_template
 
 EXTENT = Structure("extent", u32("logical"), u32("count"), u64("start"))
 INODE = Structure("inode", u16("mode"), u16("flags"), u32("nlink"), array("extents", EXTENT, 3), size=64)
@@ -579,3 +580,27 @@ def test_bounds_of_inlining() -> None:
     assert both(udf(define(chain(MAX_DEPTH))), b"", 5) == (5 + MAX_DEPTH - 1, [])
     with pytest.raises(Restricted, match=f"more than {MAX_DEPTH} helpers"):
         udf(define(chain(MAX_DEPTH + 1)))
+
+
+def test_uses_in_python() -> None:
+    """How many partitions read the base of a sector (tracedkit's type), counted by a function."""
+    from tests.xn.tracedkit import BASED, DELTAS_AT, SLOTS, based
+
+    entries = Structure("entries", u64("base"), u16("live"), array("deltas", u16(""), SLOTS))
+
+    @udf(sector=Place(entries, step=SECTOR))
+    def uses(sector: Any, part: int) -> None:
+        readers = 0
+        for i in range(SLOTS):
+            if sector.deltas[i] != 0:
+                readers += 1
+        if readers != 0:
+            emit(part * SECTOR, 8, readers)
+        emit(part * SECTOR + DELTAS_AT, 2 * SLOTS, 1)
+
+    template = import_template(based(uses=uses.program).pack())
+    block = bytes(SECTOR) + BASED.pack(100, 0, 5, 6, 0, 0, 0, 0, 0, 9).ljust(SECTOR, b"\0")
+    assert uses.python(block, 1)[1] == template.programs["uses"].run(block, 1)[1] == [(512, 8, 3), (522, 16, 1)]
+    assert template.read_sets is not None
+    template.read_sets.begin(1 << 20)
+    assert template.read_sets.survey(block.ljust(4096, b"\0"), 1, 7)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xok_host.abi.ebpf import OPCODES, R0, R1, R2, R3, R6, R10, Assembler, Instruction, Opcode
 from xok_host.abi.udf import CONTEXT, META, NEW, STACK_BASE, Function, load
 from xok_host.kernel.xn.interp import Program, UdfFault
-from xok_host.kernel.xn.trace import trace
+from xok_host.kernel.xn.trace import BUDGET_USED_UP, trace
 
 EDGES = (0, 1, 7, 63, 64, 0x80, 0x8000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32, 1 << 63, (1 << 64) - 13)
 
@@ -99,6 +99,37 @@ def programs(draw: st.DrawFn) -> bytes:
 def test_any_program(code: bytes, meta: bytes, part: int, narrow: bool) -> None:
     windows = array("Q", [2, 9, 11, 30]) if narrow else None
     both(code, meta, part, r4=7, r5=1 << 63, budget=300, max_out=5, windows=windows, new=meta[::-1], context=meta)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(programs(), st.binary(min_size=40, max_size=40), st.integers(0, 8), st.integers(0, 20))
+def test_the_interpreters_trace_is_what_was_read(code: bytes, meta: bytes, part: int, start: int) -> None:
+    """INTERP-6, also of runs that end in a fault; and the run after it is as it would have been."""
+    windows = array("Q", [start, 36])
+    program, read = Program(code), bytearray(5)
+    slow = trace(program, meta, part, r5=3, max_out=5, windows=windows, budget=300)
+    if slow.fault is not None and slow.fault.reason == BUDGET_USED_UP:
+        return
+    try:
+        program.run_traced(meta, part, windows, read, r5=3, max_out=5)
+    except UdfFault as fault:
+        assert slow.fault is not None and (slow.fault.reason, slow.fault.number) == (fault.reason, fault.pc)
+    found = {start + bit for bit in range(40) if read[bit // 8] >> bit % 8 & 1}
+    assert found == {at for first, end in slow.bytes_read() for at in range(first, end)}
+    both(code, meta, part, r5=3, max_out=5, budget=300, windows=windows)
+
+
+def test_a_trace_needs_a_map_of_its_window() -> None:
+    f = Function()
+    f.emit(load(META + 4, 2), load(META + 5, 4), load(META + 20, 1))
+    program, read = Program(f.finish()), bytearray(4)
+    assert len(program.run_traced(bytes(32), 0, array("Q", [0, 32]), read)) == 3
+    assert int.from_bytes(read, "little") == 0x1001F0
+    program.run_traced(bytes(32), 0, array("Q", [2, 32]), read)  # what was there stays, and bits count from the window
+    assert int.from_bytes(read, "little") == 0x1001F0 | 0x1001F0 >> 2
+    for windows in ([], [0, 33], [32, 0], [0, 8, 16, 24]):
+        with pytest.raises(ValueError, match="no bit map"):
+            program.run_traced(bytes(64), 0, array("Q", windows), read)
 
 
 def test_what_was_read() -> None:

@@ -253,6 +253,50 @@ def program_uses(start: int, length: int, number: int) -> bytes:
     return f.finish()
 
 
+def armed() -> Template:
+    """Two partitions of one union: {kind u8} decides for both what {x u32, y u32} of each own: x, or y, or nothing."""
+    f = Function()
+    kind = f.var(load(META, 1))
+    own = f.var(META + 8 + f.part * 8)
+    with f.if_((kind != 0) & (kind < 3)):
+        block = f.var(load(own + (kind - 1) * 4, 4))
+        with f.if_(block != 0):
+            f.emit(block, 1, DB)
+    u = Function()
+    with u.if_(u.part == 0):
+        u.emit(0, 1, 2)
+        kind = u.var(load(META, 1))
+        with u.if_((kind != 0) & (kind < 3)), u.for_range(0, 2) as i:
+            u.emit(8 + i * 8 + (kind - 1) * 4, 4, 1)
+    return Template(
+        name=b"armed",
+        kind=Kind.UNION,
+        parts=2,
+        discriminators=((0, 1),),
+        partitions=Partitions.OVERLAPPING,
+        owns=f.finish(),
+        uses=u.finish(),
+    )
+
+
+def test_two_partitions_share_the_choice_of_their_arms(local: LocalXok) -> None:
+    tree = Tree.of(local, armed())
+    a, b = tree.free(), tree.free() + 1
+
+    def choose(kind: int, *writes: tuple[int, bytes], dependents: tuple[int, ...] = (1,)) -> Op:
+        return tree.op(0, (0, bytes([kind])), *writes, kind=OpKind.SET_TYPE, dependents=dependents)
+
+    tree.transact(choose(1))
+    tree.transact(tree.alloc(0, a, (8, struct.pack("<I", a))), tree.alloc(1, b, (16, struct.pack("<I", b))))
+    refused(tree, BogusPartition, tree.op(0, (12, b"\1")))  # bytes of the other arm are nobody's now
+    blocks = [(at, struct.pack("<I", block)) for at, block in ((12, a), (20, b))]
+    refused(tree, DependentsMissing, choose(2, blocks[0], dependents=()))
+    refused(tree, BogusUpdate, choose(2, blocks[0]))  # the dependent would lose its block
+    refused(tree, BogusUpdate, tree.op(0, (0, b"\2"), *blocks, dependents=[1]))  # not by MODIFY
+    tree.transact(choose(2, *blocks))
+    assert [one[0] for one in outputs(tree.accepted(), tree.bytes(), tree.root)] == [[a, 1, DB], [b, 1, DB]]
+
+
 # ---- the import, and where a block lies
 
 
@@ -392,10 +436,10 @@ def test_tracing_many_partitions_stops_at_the_transactions_budget(local: LocalXo
         f.set(own, 0)
     tree = Tree.of(local, based("slow", owns=f.finish(), uses=program(crowd), parts=readset.MAX_READERS))
     change = tree.op(0, (0, b"\1"), dependents=list(range(1, readset.MAX_READERS)))
-    before = tree.local.kernel.counters.get("udf_instructions")
+    kind = local.kernel.devices[DEV].types[tree.type]
+    before = kind.spent
     assert "tracing the partitions takes more" in str(refused(tree, UdfFailed, change))
-    spent = tree.local.kernel.counters.get("udf_instructions") - before
-    assert spent < verify.UDF_BUDGET + (1 << 17), "it stops in the middle"
+    assert verify.UDF_BUDGET < kind.spent - before < verify.UDF_BUDGET + (1 << 17), "it stops in the middle"
 
 
 def test_a_survey_that_never_ends_is_stopped() -> None:
@@ -461,6 +505,27 @@ def test_reconstruction_surveys_what_it_finds(local: LocalXok, template: Templat
     local.crash()
     report = local.recover()
     assert not report.sound and any(why in str(violation) for violation in report.violations)
+
+
+def test_a_patch_must_leave_partitions_apart(local: LocalXok) -> None:
+    tree = Tree.of(local, heap(acl=program(lambda f: f.return_(1))))
+    local.sync()
+    raw = (entry(64, 2) + entry(72, 1)).ljust(SECTOR, b"\0")
+    local.disk.write_sectors(tree.root * SECTORS, raw)
+    local.disk.flush()
+    local.crash()
+    assert not local.recover().sound
+
+    def with_bytes(offset: int, data: bytes) -> Any:
+        def patch(env: Any) -> bool:
+            env.call("patch_write", da(tree.root, offset), cap=1, data=data)
+            return True
+
+        return patch
+
+    assert "errors are left" in local.patch("tree", with_bytes(2, b"\3"))
+    assert local.patch("tree", with_bytes(2, b"\1")) == ""
+    local.stop()
 
 
 def test_counts_are_found_by_asking(local: LocalXok) -> None:

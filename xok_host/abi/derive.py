@@ -11,8 +11,15 @@
 `derive` puts one structure into each partition, `step` bytes apart.  Meanings of nested structures and of array
 elements count too; those of a union's arms when the discriminator says so, and XN is told of the discriminators.
 
+With `each="inodes"` every element of that array is a partition of its own: element e of the structure at i * step is
+partition i * count + e.  A modification of one then asks nothing about the others.  What decides for all of them
+(`only_if`, `used` of `only_first`, the bits of `only_marked`) all of them read: partitions overlap there, and who
+changes it names the other elements of the structure as dependents.
+
 DERIVE-1  A derived UDF never faults on its own partition: loops are bounded by the declaration, not by the bytes.
 DERIVE-2  The bytes of all zeros own, refer to and count nothing: what is zero is absent.
+DERIVE-3  With `each`, a partition reads its whole element and all fields that decide, whatever the bytes are: `owns`
+          begins by loading them.  So what `uses` says is constant.
 """
 
 from __future__ import annotations
@@ -22,9 +29,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from xok_host.abi.declare import Field, Structure
-from xok_host.abi.template import MAX_DISCRIMINATORS, Kind, Template
+from xok_host.abi.template import MAX_DISCRIMINATORS, Kind, Partitions, Template
 from xok_host.abi.types import BLOCK, SECTOR, Right
-from xok_host.abi.udf import META, Cond, Expr, Fields, Function, Operand
+from xok_host.abi.udf import META, Cond, Expr, Fields, Function, Operand, Var, load
 
 _DEVICE = 0xFF << 56
 _ADDRESS = (1 << 56) - 1
@@ -143,6 +150,9 @@ class OnlyMarked:
         return f"of `{self.array}` those whose bit in `{self.bits}` is set, from bit {self.first}"
 
 
+_KINDS = (Owns, Refers, Counts)
+
+
 def _structures(structure: Structure, name: str) -> Field:
     field = next((f for f in structure.fields if f.name == name), None)
     if field is None or field.inner is None or not field.count:
@@ -185,8 +195,10 @@ def derive(
     parts: int = 0,
     step: int = SECTOR,
     guard: bytes | None = None,
+    each: str = "",
 ) -> Template:
-    """The template of a block with a `structure` at every `step` bytes, `parts` of them (default: as many as fit).
+    """The template of a block with a `structure` at every `step` bytes, `parts` of them (default: as many as fit); with
+    `each`, that array's elements are the partitions.
 
     `guard` defaults to: who holds the tree's capability may read and write.  Raises ValueError."""
     if step < 1 or SECTOR % step or structure.size > step:
@@ -202,17 +214,16 @@ def derive(
     if len(discriminators) > MAX_DISCRIMINATORS:
         least = f"{len(discriminators)} discriminators, at most {MAX_DISCRIMINATORS}"
         raise ValueError(f"{least}: take fewer partitions, or no unions in arrays")
-    writer = _Writer(step, types or {})
+    writer = _Elements(structure, each, count, step, types or {}) if each else _Writer(step, types or {})
     return Template(
         name=name,
         kind=Kind.UNION if discriminators else Kind.STRUCT,
-        parts=count,
         discriminators=tuple(discriminators),
-        access=writer.access(),
         owns=writer.program(structure, Owns),
         refs=writer.program(structure, Refers) if _says(structure, Refers) else b"",
         refcnt=writer.program(structure, Counts) if _says(structure, Counts) else b"",
         guard=_tree_guard() if guard is None else guard,
+        **writer.partitions(count),
     )
 
 
@@ -258,10 +269,11 @@ class _Writer:
         self._step = step
         self._types = types
 
-    def access(self) -> bytes:
+    def partitions(self, count: int) -> dict[str, Any]:
+        """How many, and where they are."""
         f = Function()
         f.emit(f.part * self._step, self._step, 0)
-        return f.finish()
+        return {"parts": count, "access": f.finish()}
 
     def program(self, structure: Structure, kind: type) -> bytes:
         f = Function()
@@ -348,6 +360,92 @@ class _Writer:
             count = fields.get(item.count)
             with f.if_(count != 0):
                 f.emit(start, count, kind)
+
+
+class _Elements(_Writer):
+    """Writes programs whose partitions are the elements of an array (DERIVE-3)."""
+
+    def __init__(self, structure: Structure, each: str, count: int, step: int, types: Mapping[str, int]) -> None:
+        super().__init__(step, types)
+        self._count = count
+        self._array_field = _structures(structure, each)
+        shared: dict[str, None] = {}
+        for item in structure.meaning:
+            if isinstance(item, OnlyIf):
+                shared[item.field] = None
+            elif isinstance(item, OnlyFirst) and item.array == each:
+                shared[item.used] = None
+            elif isinstance(item, OnlyMarked) and item.array == each:
+                shared[item.bits] = None
+            else:
+                raise ValueError(f"{structure.name} {item}: with each={each!r} only the elements mean something")
+        for field in structure.fields:
+            if field.name != each and any(_says(inner, kind) for inner in _inner(field) for kind in _KINDS):
+                raise ValueError(
+                    f"{structure.name}.{field.name} means something besides {each}, whose partition has it?"
+                )
+        self._shared = [structure[name] for name in shared]
+
+    def partitions(self, count: int) -> dict[str, Any]:
+        number = self._array_field.count
+        given: dict[str, Any] = {"parts": count * number, "partitions": Partitions.TRACED}
+        if self._shared:
+            given |= {"partitions": Partitions.OVERLAPPING, "uses": self._uses()}
+        return given
+
+    def program(self, structure: Structure, kind: type) -> bytes:
+        f = Function()
+        array = self._array_field
+        assert array.inner is not None
+        base = f.var(META + (f.part // array.count) * self._step)
+        index = f.var(f.part % array.count)
+        element = f.var(base + array.offset + index * array.inner.size)
+        if kind is Owns:
+            seen = f.var(0)
+            for field in self._shared:
+                _load_all(f, seen, base + field.offset, field.width)
+            _load_all(f, seen, element, array.inner.size)
+        fields = f.at(structure, base)
+        together: Cond | None = None
+        for condition in self._conditions(structure, fields, index):
+            together = condition if together is None else together & condition
+        if together is None:
+            self._structure(f, array.inner, element, kind)
+        else:
+            with f.if_(together):
+                self._structure(f, array.inner, element, kind)
+        return f.finish()
+
+    def _conditions(self, structure: Structure, fields: Fields, index: Var) -> Iterator[Cond]:
+        for item in structure.meaning:
+            if isinstance(item, OnlyIf):
+                yield item.condition(fields)
+            elif isinstance(item, OnlyFirst):
+                yield index < fields.get(item.used)
+            elif isinstance(item, OnlyMarked):
+                yield ((fields.get(item.bits) >> (index + item.first)) & 1) != 0
+
+    def _uses(self) -> bytes:
+        f = Function()
+        array = self._array_field
+        in_sector = SECTOR // self._step
+        with f.for_range(0, in_sector) as i:
+            place = f.var(f.part * in_sector + i)
+            with f.if_(place < self._count):
+                start = f.var(place * self._step)
+                for field in self._shared:
+                    f.emit(start + field.offset, field.width, array.count)
+                f.emit(start + array.offset, array.count * array.width, 1)
+        return f.finish()
+
+
+def _load_all(f: Function, into: Var, address: Expr, size: int) -> None:
+    """Load `size` bytes, for the sake of having read them."""
+    at = 0
+    while at < size:
+        width = next(width for width in (8, 4, 2, 1) if width <= size - at)
+        f.set(into, load(address + at, width))
+        at += width
 
 
 def _refers(f: Function, fields: Fields, item: Refers) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from xok_host.abi.declare import Structure, chars, u8, u16, u32, u64
 from xok_host.abi.ebpf import BadProgram, decode
-from xok_host.abi.template import PROGRAMS, Template
+from xok_host.abi.template import PROGRAMS, Partitions, Template
 from xok_host.abi.types import SECTOR, SECTORS
 from xok_host.abi.udf import HELPERS, Function
 
@@ -113,10 +113,15 @@ def programs_of_object(raw: bytes) -> dict[str, bytes]:
     return out
 
 
-def template_of_object(raw: bytes, name: bytes, *, parts: int = SECTORS, **more: Any) -> Template:
-    """A template of the object's programs.  Without `access`, partition p is sector p.  Raises BadObject."""
+def template_of_object(raw: bytes, name: bytes, *, parts: int = SECTORS, traced: bool = False, **more: Any) -> Template:
+    """A template of the object's programs.  Without `access`, partition p is sector p, unless partitions are `traced`;
+    with `uses` they overlap.  Raises BadObject."""
     programs: dict[str, Any] = dict(programs_of_object(raw))
-    if "access" not in programs:
+    if "uses" in programs:
+        more.setdefault("partitions", Partitions.OVERLAPPING)
+    elif traced:
+        more.setdefault("partitions", Partitions.TRACED)
+    elif "access" not in programs:
         f = Function()
         f.emit(f.part * SECTOR, SECTOR, 0)
         programs["access"] = f.finish()

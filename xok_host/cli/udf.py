@@ -59,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         action.add_argument("source", metavar="SOURCE", help=_SOURCE)
         action.add_argument("--parts", metavar="P", type=int, default=SECTORS, help="object file: partitions (8)")
+        action.add_argument("--traced", action="store_true", help="object file: its partitions are what they read")
         if name == "pack":
             action.add_argument("output", metavar="OUTPUT", help="where to write the template")
             action.add_argument("--name", metavar="NAME", help="of the type; default: the file's")
@@ -96,7 +97,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.action == "pack":
         return _pack(options)
-    with _open(options.source, options.parts) as source:
+    with _open(options.source, options) as source:
         if options.action == "list":
             return _list(source, options)
         kind = source.pick(options)
@@ -121,7 +122,7 @@ def _structure(kind: Kind, wanted: str | None) -> Structure | None:
 
 def _pack(options: argparse.Namespace) -> int:
     raw = _read_file(options.source, elf.MAX_OBJECT)
-    template = _of_object(raw, options.name or os.path.basename(options.source).partition(".")[0], options.parts)
+    template = _of_object(raw, options.name or os.path.basename(options.source).partition(".")[0], options)
     with open(options.output, "wb") as file:
         file.write(template.described.pack())
     lengths = "  ".join(f"{name} {program.length}" for name, program in template.programs.items())
@@ -129,10 +130,12 @@ def _pack(options: argparse.Namespace) -> int:
     return exits.OK
 
 
-def _of_object(raw: bytes, name: str, parts: int) -> Template:
+def _of_object(raw: bytes, name: str, options: argparse.Namespace) -> Template:
     """The accepted type that an object file makes.  Raises TypeInvalid."""
     try:
-        return import_template(elf.template_of_object(raw, name.encode(), parts=parts).pack())
+        return import_template(
+            elf.template_of_object(raw, name.encode(), parts=options.parts, traced=options.traced).pack()
+        )
     except (elf.BadObject, BadTemplate) as error:
         raise TypeInvalid(str(error)) from None
 
@@ -201,14 +204,14 @@ class Source:
 
 
 @contextmanager
-def _open(path: str, parts: int) -> Iterator[Source]:
+def _open(path: str, options: argparse.Namespace) -> Iterator[Source]:
     """Raises BadDisk, InUse, or TypeInvalid for a file that begins like a template and is none."""
     head = b""
     if os.path.isfile(path) and os.access(path, os.R_OK):  # else opening it as a disk says what is wrong
         head = _read_file(path, elf.MAX_OBJECT, cut=True)
     if head.startswith((MAGIC, elf.MAGIC)):
         name = os.path.basename(path).partition(".")[0]
-        template = import_template(head) if head.startswith(MAGIC) else _of_object(head, name, parts)
+        template = import_template(head) if head.startswith(MAGIC) else _of_object(head, name, options)
         yield Source(path, [Kind(0, template.name.decode(), template)])
         return
     disk = open_disk(path, without=without_from_environment())
@@ -398,7 +401,7 @@ def _explain(source: Source, kind: Kind, options: argparse.Namespace) -> int:
     where = f"block {options.block}" if options.block is not None else options.file or "the empty instance"
     print(f"{kind.name}, {where}")
     for partition in found:
-        regions = ", ".join(f"{start} to {start + length - 1}" for start, length in partition.regions)
+        regions = _ranges([(start, start + length) for start, length in partition.regions])
         way = "" if template.read_sets is None else "reads "
         print(f"partition {partition.number}: {way}bytes {regions}")
         for answer in partition.answers:
