@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from xok_host.abi.calls import MAX_EXTENTS, pack_extents
-from xok_host.abi.errors import NotInCore, Tainted, XokError
+from xok_host.abi.errors import BogusUpdate, LimitReached, NotInCore, Tainted, UdfFailed, XokError
 
 INTERVAL = 5.0
 """Seconds."""
@@ -59,8 +59,8 @@ class Syncer:
         """In one request; block by block if one of them has left the registry since it was listed."""
         try:
             return int(self._env.call("writebackv", dev, data=pack_extents((db, 1, 0) for db in blocks)).r1)
-        except Tainted:
-            return len(blocks)  # some sectors wait for others; what could go has gone
+        except (Tainted, BogusUpdate, UdfFailed, LimitReached):
+            return len(blocks)  # some sectors wait for others, or a log must not say that; what could go has gone
         except NotInCore:
             if len(blocks) == 1:
                 return 0

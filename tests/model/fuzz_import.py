@@ -83,6 +83,8 @@ def asked(xtype: Any, template: Any, name: str, block: bytes, part: int) -> Any:
             return list(template.refcnt(block, part, 5 << 12))
         if name == "refs":
             return list(template.refs(block, part, 5 << 12))
+        if name == "reboot":
+            return list(template.reboot(block, part))
         if name == "guard":
             read, write = template.guard(block, 99)
             return sorted(read), sorted(write)

@@ -46,6 +46,7 @@ def test_numbers_are_the_bounds() -> None:
         (calls.MAX_WITNESSES, "at most {}; they are shown"),
         (accepted.MAX_REGIONS, "{} regions from `access`"),
         (accepted.MAX_GUARDS, "{} capabilities from `guard`"),
+        (accepted.MAX_PART_REPORTS, "{} reports from `reboot`"),
         (readset.MAX_USES, "{} ranges from `uses`"),
         (readset.MAX_READERS, "At most {} partitions are in one sector"),
         (calls.MAX_DEPENDENTS, "`dependents` (at most {} in a transaction)"),

@@ -99,7 +99,7 @@ def forged(**fields: Any) -> bytes:
     [
         (b"", "too few"),
         (bytes(4096), "magic"),
-        (forged(version=2), "version 2"),
+        (forged(version=3), "version 3"),
         (forged(kind=3), "kind 3"),
         (forged(total=10), "length 10"),
         (forged(total=1 << 30), "length"),

@@ -400,7 +400,7 @@ def test_navigation(toy: Toy) -> None:
 
 def test_device_calls(toy: Toy) -> None:
     assert struct.unpack("<Q", toy.env.call("dev_list", out_bytes=64).data) == (DEV,)
-    info = struct.unpack("<5Q", toy.env.call("info", DEV, out_bytes=64).data)
+    info = struct.unpack("<6Q", toy.env.call("info", DEV, out_bytes=64).data)
     assert info[0] == 512 and info[1] == toy.local.kernel.devices[DEV].freemap.free and info[2:4] == (1, 9)
     assert toy.env.call("root", DEV).r0 == 0
     assert toy.env.call("findfree", DEV, 300, 5).r0 == 300

@@ -30,7 +30,7 @@ def other_root(toy: Toy) -> tuple[int, int]:
 def test_the_list_and_what_each_call_says(toy: Toy) -> None:
     listed = toy.env.call("dev_list", out_bytes=64)
     assert listed.r0 == 3 and struct.unpack("<3Q", listed.data) == (DEV, 2, OTHER)
-    blocks = [struct.unpack("<5Q", toy.env.call("info", dev, out_bytes=64).data)[0] for dev in (DEV, 2, OTHER)]
+    blocks = [struct.unpack("<6Q", toy.env.call("info", dev, out_bytes=64).data)[0] for dev in (DEV, 2, OTHER)]
     assert blocks == [512, 200, 300]
     assert toy.env.call("read_catalogue", OTHER).r0 == 0
     assert toy.env.freemaps[OTHER].is_free(100)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from journal import Journal, moody, silent
 from toy import (
     DEV,
     POINTER,
@@ -51,6 +52,7 @@ from xok_host.kernel.local import LocalXok
 from xok_host.kernel.request import IoOp
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, MAX_NAMES_OF_USER
 from xok_host.kernel.xn.patching import MAX_PATCHED, Patching
+from xok_host.kernel.xn.reboot import MAX_VERSIONS
 
 Trigger = Callable[[Toy], object]
 TRIGGERS: dict[tuple[str, type[e.XokError]], Trigger] = {}
@@ -599,6 +601,36 @@ def _(toy: Toy) -> None:
 def _(toy: Toy) -> None:
     writes_fail(toy)
     toy.env.call("writebackv", DEV, data=pack_extents([(toy.root, 1, 0)]))
+
+
+def reports(toy: Toy, fault: type[e.XokError]) -> bytes:
+    """A log whose write is refused with that; the extent of it."""
+    odd = Template(name=b"odd", parts=SECTORS, access=access(), owns=silent(), guard=guard(), reboot=moody()).pack()
+    journal = Journal(toy.local, env=toy.env, log=odd if fault is e.UdfFailed else None)
+    if fault is e.UdfFailed:
+        journal.transact(Op(OpKind.MODIFY, da(journal.log), 0, writes=[(0, b"\1")]))
+    elif fault is e.BogusUpdate:
+        journal.report((journal.root, 0, 400))
+    else:
+        for _ in range(MAX_VERSIONS + 1):
+            journal.report((journal.root, 0, journal.add_of(journal.root, 0, TYPE_XN_DB)))
+            if len(journal.records[journal.log, 0]) <= MAX_VERSIONS:
+                journal.writeback(journal.log)
+    return pack_extents([(journal.log, 1, 0)])
+
+
+def _triggers_of_logs(fault: type[e.XokError]) -> None:
+    @trigger("writeback", fault)
+    def _(toy: Toy) -> None:
+        toy.env.call("writeback", DEV, *struct.unpack("<QII", reports(toy, fault)))
+
+    @trigger("writebackv", fault)
+    def _(toy: Toy) -> None:
+        toy.env.call("writebackv", DEV, data=reports(toy, fault))
+
+
+for _fault in (e.BogusUpdate, e.UdfFailed, e.LimitReached):
+    _triggers_of_logs(_fault)
 
 
 @trigger("flush", e.MediaError)

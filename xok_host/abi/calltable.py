@@ -282,6 +282,10 @@ CALLS: tuple[Call, ...] = (
             e.BadCall: "the extent is empty or larger than the registry",
             e.Tainted: "a sector waits for others: r0 is a block to write and flush first, r1 the one that waits; "
             "the other sectors are written",
+            e.BogusUpdate: "a sector of a log would report what it may not; the other sectors are written",
+            e.UdfFailed: "a UDF faulted, ran over its budget, or gave malformed output; the other sectors are written",
+            e.LimitReached: "a log would report too much, or too many versions of it are on their way; "
+            "the other sectors are written",
             e.NotInCore: "a block is not in the registry; nothing is written",
             e.MediaError: "the device failed to write",
         },
@@ -298,6 +302,10 @@ CALLS: tuple[Call, ...] = (
             e.BadCall: _EXTENTS + "names more blocks than the registry holds",
             e.Tainted: "a sector waits for others: r0 is a block to write and flush first, r1 the one that waits; "
             "all other sectors are written",
+            e.BogusUpdate: "a sector of a log would report what it may not; the other sectors are written",
+            e.UdfFailed: "a UDF faulted, ran over its budget, or gave malformed output; the other sectors are written",
+            e.LimitReached: "a log would report too much, or too many versions of it are on their way; "
+            "the other sectors are written",
             e.NotInCore: "a block is not in the registry; nothing is written",
             e.MediaError: "the device failed to write",
         },
@@ -454,7 +462,7 @@ CALLS: tuple[Call, ...] = (
         _C.INFO,
         ("dev",),
         gives="r0: free blocks, r1: blocks that wait to be freed; "
-        "data: u64 blocks, free blocks, catalogue block, free-map block, free-map bytes",
+        "data: u64 blocks, free blocks, catalogue block, free-map block, free-map bytes, session (for reports)",
         doc="Where XN keeps its structures.",
         fails=_DEVICE,
     ),

@@ -17,7 +17,7 @@ partition i * count + e.  A modification of one then asks nothing about the othe
 changes it names the other elements of the structure as dependents.
 
 DERIVE-1  A derived UDF never faults on its own partition: loops are bounded by the declaration, not by the bytes.
-DERIVE-2  The bytes of all zeros own, refer to and count nothing: what is zero is absent.
+DERIVE-2  The bytes of all zeros own, refer to, count and report nothing: what is zero is absent.
 DERIVE-3  With `each`, a partition reads its whole element and all fields that decide, whatever the bytes are: `owns`
           begins by loading them.  So what `uses` says is constant.
 """
@@ -94,6 +94,22 @@ class Counts:
 
     def __str__(self) -> str:
         return f"is an element with `{self.field}` references"
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """A log's entry (thesis 4.6): what may never have been written; nothing while `holder` is zero."""
+
+    holder: str
+    block: str
+    session: str
+
+    def check(self, structure: Structure) -> None:
+        for name in (self.holder, self.block, self.session):
+            _integer(structure, name)
+
+    def __str__(self) -> str:
+        return f"reports the pointer to `{self.block}` in the sector of `{self.holder}`, in session `{self.session}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +190,11 @@ def counts(field: str) -> Counts:
     return Counts(field)
 
 
+def reports(holder: str, block: str, session: str) -> Reports:
+    """`holder` is a disk address in the sector that points to `block`; `session` that of the disk (INFO) then."""
+    return Reports(holder, block, session)
+
+
 def only_if(field: str, equals: int | None = None, *, mask: int | None = None) -> OnlyIf:
     """Without `equals`: if it is not zero."""
     return OnlyIf(field, equals, mask)
@@ -223,6 +244,7 @@ def derive(
         refs=writer.program(structure, Refers) if _says(structure, Refers) else b"",
         refcnt=writer.program(structure, Counts) if _says(structure, Counts) else b"",
         guard=_tree_guard() if guard is None else guard,
+        reboot=writer.program(structure, Reports) if _says(structure, Reports) else b"",
         **writer.partitions(count),
     )
 
@@ -301,6 +323,7 @@ class _Writer:
             Owns: self._owns,
             Refers: _refers,
             Counts: _counts,
+            Reports: _reports,
         }
         for item in structure.meaning:
             if isinstance(item, kind):
@@ -461,3 +484,9 @@ def _counts(f: Function, fields: Fields, item: Counts) -> None:
     number = fields.get(item.field)
     with f.if_(number != 0):
         f.emit(f.address + (fields.address() - META), number, 0)
+
+
+def _reports(f: Function, fields: Fields, item: Reports) -> None:
+    holder = fields.get(item.holder)
+    with f.if_(holder != 0):
+        f.emit(holder, fields.get(item.block), fields.get(item.session))

@@ -19,6 +19,7 @@ What the programs are given and give:
 | acl | partition | caller's capability | time, ns | r0 not zero approves; META is before, NEW after |
 | method | partition | caller's capability | time, ns | as acl, with witnesses at CONTEXT (`xok_host.abi.method`) |
 | size | 0 | 0 | 0 | r0: blocks; META is the first block alone |
+| reboot | partition | 0 | 0 | emit(da in the holder's sector, block, session): what may be unwritten |
 
 r1 is META, r2 the bytes shown there.  `da` is the disk address of the instance's first byte.
 
@@ -37,7 +38,8 @@ from enum import IntEnum
 from xok_host.abi.declare import Structure, array, chars, pad, u8, u16, u32
 from xok_host.abi.types import BLOCK
 
-VERSION = 1
+VERSION = 2
+"""1: without `reboot`, which still is how a template without it is packed."""
 MAGIC = b"XOK-TMPL"
 NAME_BYTES = 64
 MAX_BYTES = 4 * BLOCK
@@ -46,7 +48,8 @@ MAX_DISCRIMINATORS = 64
 
 _TABLE = ("access", "owns", "refs", "refcnt", "guard", "acl", "size", "method")
 """In the order of the header's program table; `uses` has the place of `access`, which its type does not have."""
-PROGRAMS = (*_TABLE, "uses")
+PROGRAMS = (*_TABLE, "uses", "reboot")
+"""`reboot` is behind the header, in version 2."""
 
 
 class Kind(IntEnum):
@@ -77,7 +80,7 @@ RANGE = Structure("range", u32("start", "bytes from the start"), u32("length", "
 HEADER = Structure(
     "template header",
     chars("magic", 8, f"`{MAGIC.decode()}`"),
-    u16("version", f"of this format: {VERSION}"),
+    u16("version", "of this format: 1, or 2 with a reboot program"),
     u8("kind", "0 BASE, 1 STRUCT, 2 UNION"),
     u8("discriminators", f"their number, at most {MAX_DISCRIMINATORS}"),
     u32("parts", "partitions, numbered from 0"),
@@ -93,11 +96,16 @@ HEADER = Structure(
         len(_TABLE),
         f"{', '.join(_TABLE)}: where in the template; length 0 for none; of overlapping partitions, uses is the first",
     ),
-    doc="Behind it follow the discriminators, one range each (offset in the instance), then the programs' bytes.",
+    doc="Behind it follow, in version 2, one range more, that of reboot; the discriminators, one range each "
+    "(offset in the instance); then the programs' bytes.",
 )
 
 
-_ONLY = {"access": (Partitions.EXPLICIT,), "uses": (Partitions.OVERLAPPING,)}
+_ONLY = {
+    "access": (Partitions.EXPLICIT,),
+    "uses": (Partitions.OVERLAPPING,),
+    "reboot": (Partitions.EXPLICIT,),
+}
 """Programs that only some ways of partitioning have."""
 
 
@@ -126,6 +134,7 @@ class Template:
     size: bytes = b""
     method: bytes = b""
     uses: bytes = b""
+    reboot: bytes = b""
 
     def pack(self) -> bytes:
         """The bytes for the type catalogue.  Raises BadTemplate for what the format cannot hold."""
@@ -136,12 +145,13 @@ class Template:
         for program, ways in _ONLY.items():
             if getattr(self, program) and self.partitions not in ways:
                 raise BadTemplate(f"a type with {self.partitions.name.lower()} partitions has no {program} program")
-        head = HEADER.size
+        version = VERSION if self.reboot else 1
+        head = HEADER.size + RANGE.size * (version - 1)
         body = bytearray()
         for start, length in self.discriminators:
             body += RANGE.pack(start=start, length=length)
         places = []
-        for program in _in_table(self.partitions):
+        for program in (*_in_table(self.partitions), "reboot"):
             code = getattr(self, program)
             places.append({"start": head + len(body) if code else 0, "length": len(code)})
             body += code
@@ -152,7 +162,7 @@ class Template:
         HEADER.pack_into(
             out,
             magic=MAGIC,
-            version=VERSION,
+            version=version,
             kind=self.kind,
             discriminators=len(self.discriminators),
             parts=self.parts,
@@ -160,8 +170,10 @@ class Template:
             partitions=self.partitions,
             total=total,
             name=self.name,
-            programs=places,
+            programs=places[:-1],
         )
+        if version == VERSION:
+            RANGE.pack_into(out, HEADER.size, **places[-1])
         out[head:] = body
         HEADER.view(out).checksum = zlib.crc32(out)
         return bytes(out)
@@ -176,8 +188,8 @@ class Template:
         head = HEADER.unpack(raw)
         if head.magic != MAGIC:
             raise BadTemplate("no template here: wrong magic number")
-        if head.version != VERSION:
-            raise BadTemplate(f"version {head.version}; this is version {VERSION}")
+        if head.version not in (1, VERSION):
+            raise BadTemplate(f"version {head.version}; this program knows 1 to {VERSION}")
         if not HEADER.size <= head.total <= min(len(raw), MAX_BYTES):
             raise BadTemplate(f"length {head.total} does not fit {len(raw)} bytes")
         copy = bytearray(raw[: head.total])
@@ -190,13 +202,15 @@ class Template:
             raise BadTemplate(f"partitions {head.partitions}, which is no way to say what they are")
         if head.discriminators > MAX_DISCRIMINATORS:
             raise BadTemplate(f"{head.discriminators} discriminators, at most {MAX_DISCRIMINATORS}")
-        start = HEADER.size + head.discriminators * RANGE.size
+        table = HEADER.size + RANGE.size * (head.version - 1)
+        start = table + head.discriminators * RANGE.size
         if start > head.total:
             raise BadTemplate("discriminators reach beyond the template")
-        regions = [RANGE.unpack(copy, HEADER.size + i * RANGE.size) for i in range(head.discriminators)]
+        regions = [RANGE.unpack(copy, table + i * RANGE.size) for i in range(head.discriminators)]
         programs = {}
         partitions = Partitions(head.partitions)
-        for name, place in zip(_in_table(partitions), head.programs, strict=True):
+        places = [*head.programs, *(RANGE.unpack(copy, HEADER.size) for _ in range(head.version - 1))]
+        for name, place in zip((*_in_table(partitions), "reboot"), places, strict=False):
             if place.length and not start <= place.start <= place.start + place.length <= head.total:
                 raise BadTemplate(f"program {name} lies outside the template")
             programs[name] = bytes(copy[place.start : place.start + place.length])

@@ -125,6 +125,7 @@ COUNTERS: tuple[str, ...] = (
     "blocks_freed",
     "will_free",
     "tainted_refusals",
+    "reported_children",
     "cycle_refusals",
     "environments_created",
     "environments_destroyed",

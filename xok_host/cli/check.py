@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
             "free": report.free,
             "leaked": report.leaked,
             "unmarked": report.unmarked,
+            "never_written": len(report.unwritten),
             "over_counts": over_counts,
             "violations": [str(violation) for violation in report.violations],
             "tainted": {root: report.reason(root) for root in sorted(report.tainted)},

@@ -320,7 +320,7 @@ def _run(source: Source, kind: Kind, options: argparse.Namespace) -> int:
         windows = array("Q", (start, start + SECTOR))
     elif name not in ("guard", "size"):
         start = template.regions[template.partition(part)][0][0]
-        windows = template.windows[part] if name in ("owns", "refs", "refcnt") else None
+        windows = template.windows[part] if name in ("owns", "refs", "refcnt", "reboot") else None
     how: dict[str, Any] = {"windows": windows, "max_out": _MAX_OUTPUT.get(name, MAX_OUTPUT)}
     if name == "access":
         meta, how["windows"] = bytes(template.first_bytes), array("Q")
@@ -467,6 +467,8 @@ def _meaning(source: Source, program: str, values: tuple[int, int, int]) -> str:
         return f"refers to {_place(first)}"
     if program == "refcnt":
         return f"counts {second} references to {_place(first)}"
+    if program == "reboot":
+        return f"reports the pointer to block {second} in the sector of {_place(first)}, in session {third}"
     if program == "guard":
         return f"capability {first:#x} may {('nothing', 'read', 'write', 'read and write')[second & 3]}"
     return str(values)

@@ -22,7 +22,18 @@ import trio
 
 from xok_host.abi.calls import CallNumber, CatalogueEntry, Event, pack_extents
 from xok_host.abi.channel import Completion, Entry
-from xok_host.abi.errors import BadCall, NotAllowed, NotClean, NotFound, Tainted, XokError, by_code
+from xok_host.abi.errors import (
+    BadCall,
+    BogusUpdate,
+    LimitReached,
+    NotAllowed,
+    NotClean,
+    NotFound,
+    Tainted,
+    UdfFailed,
+    XokError,
+    by_code,
+)
 from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE, SECTOR, Right
 from xok_host.abi.views import CountersView
 from xok_host.host.blockdev import BlockDevice, open_disk
@@ -46,6 +57,8 @@ log = logging.getLogger("xok.system")
 
 OWN_SLOT = ENVIRONMENT_LIMIT
 """xokd's own environment, which has no process: for writing back at shutdown."""
+WAITS = (0, Tainted.code, BogusUpdate.code, UdfFailed.code, LimitReached.code)
+"""What WRITEBACKV answers although all blocks are written that may be."""
 SYNC_ROUNDS = 1000
 """Rounds of writing back and flushing that a disk may take to come to rest."""
 PROGRESS_SECONDS = 5.0
@@ -211,7 +224,7 @@ class System:
             for at in range(0, len(blocks), SYNC_BATCH):
                 extents = pack_extents((db, 1, 0) for db in blocks[at : at + SYNC_BATCH])
                 answer = await self._call(CallNumber.WRITEBACKV, dev, data=extents)
-                if answer.code not in (0, Tainted.code):  # some sectors wait for others: the next round takes them
+                if answer.code not in WAITS:  # some sectors wait for others, or for the session to end
                     raise by_code(answer.code, answer.data.decode())
             answer = await self._call(CallNumber.FLUSH, dev)
             if answer.code:

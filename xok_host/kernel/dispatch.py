@@ -401,6 +401,8 @@ class Dispatch:
                 if block.xtype is not None and block.xtype.template is not None:
                     if block.xtype.template.owns_all(device.pages.view(block.page)):
                         raise InUse(f"{name!r} still owns blocks")
+                if device.reports.is_log(block.db):
+                    raise InUse(f"block {block.db} of {name!r} reports what was never written: take that out")
                 if block.lock or block.pins:
                     raise InUse(f"block {block.db} is locked or pinned")
         record = order.WillFree(device, entry.db, entry.count)
@@ -587,12 +589,13 @@ class Dispatch:
             device.freemap.free,
             device.waiting_frees,
             struct.pack(
-                "<5Q",
+                "<6Q",
                 device.nblocks,
                 device.freemap.free,
                 superblock.catalogue,
                 superblock.freemap,
                 (device.nblocks + 7) // 8,
+                superblock.session,
             ),
         )
 
@@ -610,8 +613,7 @@ class Dispatch:
         device = self._kernel.device(call.a0)
         found = []
         for entry in device.dirty_blocks:
-            free_to_go = any(entry.dirty >> s & 1 and not entry.taint[s] for s in range(SECTORS))
-            if free_to_go or not order.attached(entry):
+            if device.reports.writeable(entry):
                 found.append(entry.db)
         return len(found), 0, struct.pack(f"<{len(found)}Q", *found)
 

@@ -30,7 +30,7 @@ from xok_host.kernel.env import MAX_PENDING, Environment
 from xok_host.kernel.pages import Access, Arena, Chunk, Memory, Pages
 from xok_host.kernel.request import IoRequest
 from xok_host.kernel.tables import Counters, Tables
-from xok_host.kernel.xn import privileged
+from xok_host.kernel.xn import privileged, startup
 from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
 from xok_host.kernel.xn.locks import Locks
 from xok_host.kernel.xn.pending import Pending
@@ -145,8 +145,15 @@ class Kernel:
 
     def fill_uninitialised(self, dev: int) -> int:
         """Before an orderly stop, until it gives 0: zeros for some blocks whose contents nobody gave (START-5).  They
-        are dirty then, for the caller to write back.  Raises LimitReached when there is no page left."""
-        return self.device(dev).fill_uninitialised()
+        are dirty then, for the caller to write back.  Raises LimitReached when there is no page left.
+
+        At the end the session ends, if logs cannot be written otherwise (START-6)."""
+        device = self.device(dev)
+        filled = device.fill_uninitialised()
+        if not filled and device.reports.in_the_way():
+            startup.end_session(device)
+            return 1
+        return filled
 
     def stop_device(self, dev: int, then: Then) -> None:
         """Orderly shutdown of a disk; `then` gets None or how `privileged.shutdown` failed."""

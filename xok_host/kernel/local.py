@@ -35,6 +35,9 @@ from xok_host.kernel.xn.patching import MAX_ROUNDS, PatchCalls, Patching
 from xok_host.kernel.xn.recover import Report, reconstruct, reconstruction, repair
 from xok_host.kernel.xn.walk import Answers, answered
 
+WAITS = (errors.Tainted, errors.BogusUpdate, errors.UdfFailed, errors.LimitReached)
+"""How the write of several blocks fails because of some of them, when all others are written."""
+
 DEV = 1
 """Number of the first device, which is the only one unless `more` disks are given."""
 
@@ -327,8 +330,8 @@ class LocalXok:
                     data = pack_extents((db, 1, 0) for db in blocks[at : at + 512])
                     try:
                         syncer.call("writebackv", dev, data=data)
-                    except errors.Tainted:
-                        pass  # some sectors wait; what could go has gone
+                    except WAITS:
+                        pass  # some sectors wait, or a log must not say that; what could go has gone
                 syncer.call("flush", dev)
                 rounds += 1
                 if not blocks and not syncer.call("list_writeable", dev).r0:  # the flush may have freed some to go

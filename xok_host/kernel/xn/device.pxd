@@ -7,7 +7,7 @@ from xok_host.kernel.xn.types cimport XnType
 
 
 cdef class Device:
-    cdef public object kernel, superblock, catalogue, own_arena, quarantine, io
+    cdef public object kernel, superblock, catalogue, own_arena, quarantine, io, reports
     cdef public unsigned long long number
     cdef public Registry registry
     cdef public Pages pages

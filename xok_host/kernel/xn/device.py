@@ -16,6 +16,7 @@ from xok_host.kernel.xn.catalogue import FLAG_TEMPORARY, Catalogue
 from xok_host.kernel.xn.format import Superblock
 from xok_host.kernel.xn.freemap import FreeMap
 from xok_host.kernel.xn.io import DeviceIo
+from xok_host.kernel.xn.reboot import Reports
 from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
 from xok_host.kernel.xn.types import XnType
 
@@ -55,6 +56,7 @@ class Device:
         self.own_arena = self.pages.arena(nobody, 0, META)
         self.quarantine = self.pages.arena(nobody, 0, QUARANTINE)
         self.io = DeviceIo(self, self.own_arena)
+        self.reports = Reports(self)
         self.catalogue_frees: list[order.WillFree] = []
         self.waiting_frees = 0
         """Blocks on the will-free list."""
@@ -256,6 +258,8 @@ class Device:
     def free_now(self, record: order.WillFree) -> None:
         """Nothing durable can lead to the blocks: they may be allocated again."""
         self.freemap.release(record.db, record.count)
+        if self.reports.needed:
+            self.reports.freed(record.db, record.count)
         self.counters.add("blocks_freed", record.count)
 
     def will_free_done(self, record: order.WillFree) -> None:

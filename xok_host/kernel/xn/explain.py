@@ -15,7 +15,7 @@ from xok_host.kernel.xn import readset, udf
 from xok_host.kernel.xn.template import IMPORT_BUDGET, Template
 from xok_host.kernel.xn.trace import Fault, Trace, trace
 
-ASKED = ("owns", "refs", "refcnt")
+ASKED = ("owns", "refs", "refcnt", "reboot")
 """Programs that are asked of each partition."""
 
 Triples = list[tuple[int, int, int]]
@@ -46,18 +46,19 @@ class Partition:
 
 
 def explain(template: Template, meta: bytes, part: int, da: int) -> Partition:
-    """Ask `owns`, `refs` and `refcnt` of one partition.  Raises BogusPartition."""
+    """Ask `owns`, `refs`, `refcnt` and `reboot` of one partition.  Raises BogusPartition."""
     out = Partition(template.partition(part), template.regions[part])
     questions: dict[str, Callable[[], array[int]]] = {
         "owns": lambda: template.owns(meta, part),
         "refs": lambda: template.refs(meta, part, da),
         "refcnt": lambda: template.refcnt(meta, part, da),
+        "reboot": lambda: template.reboot(meta, part),
     }
     for name in ASKED:
         program = template.programs.get(name)
         if program is None:
             continue
-        run = trace(program, meta, part, r5=0 if name == "owns" else da, windows=template.windows[part])
+        run = trace(program, meta, part, r5=da if name in ("refs", "refcnt") else 0, windows=template.windows[part])
         out.answers.append(_answer(name, run, questions[name]))
     if template.read_sets is not None:
         start = template.regions[part][0][0]

@@ -42,6 +42,7 @@ SUPERBLOCK = Structure(
     u64("first", "first block that can be allocated"),
     u32("clean", "1: shut down in order; 0: in use, or crashed"),
     u32("next_type", "lowest type id that was never given out"),
+    u64("session", "random, not 0, while in use; what logs report of other sessions is not heard (thesis 4.6)"),
     size=SECTOR,
 )
 
@@ -85,6 +86,7 @@ class Superblock:
     first: int
     clean: bool
     next_type: int
+    session: int = 0
 
     def pack(self) -> bytes:
         sector = bytearray(
@@ -101,6 +103,7 @@ class Superblock:
                 first=self.first,
                 clean=int(self.clean),
                 next_type=self.next_type,
+                session=self.session,
             )
         )
         SUPERBLOCK.view(sector).checksum = zlib.crc32(sector)
@@ -129,13 +132,16 @@ class Superblock:
             fields.first,
             bool(fields.clean),
             fields.next_type,
+            fields.session,
         )
 
-    def renewed(self, *, clean: bool, next_type: int | None = None) -> Superblock:
+    def renewed(self, *, clean: bool, next_type: int | None = None, session: int | None = None) -> Superblock:
+        """To be written next.  A disk that is clean has no session."""
         return replace(
             self,
             sequence=self.sequence + 1,
             clean=clean,
+            session=0 if clean else self.session if session is None else session,
             next_type=self.next_type if next_type is None else next_type,
         )
 
@@ -150,7 +156,16 @@ def layout(nblocks: int, identity: bytes, first_type: int) -> Superblock:
     sectors = (nblocks + BITS_PER_SECTOR - 1) // BITS_PER_SECTOR
     freemap_blocks = (sectors + SECTORS - 1) // SECTORS
     return Superblock(
-        1, identity, nblocks, 1, CATALOGUE_BLOCKS, freemap, freemap_blocks, freemap + freemap_blocks, True, first_type
+        1,
+        identity,
+        nblocks,
+        1,
+        CATALOGUE_BLOCKS,
+        freemap,
+        freemap_blocks,
+        freemap + freemap_blocks,
+        True,
+        first_type,
     )
 
 

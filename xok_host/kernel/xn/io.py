@@ -210,9 +210,10 @@ class DeviceIo:
         if not wanted:
             return 0
         tainted = 0
+        reports = self.device.reports
         if entry.total_taint and order.attached(entry):
             for sector in range(SECTORS):
-                if wanted >> sector & 1 and entry.taint[sector]:
+                if wanted >> sector & 1 and entry.taint[sector] and not reports.covers(entry, sector):
                     tainted |= 1 << sector
                     if pending is not None:
                         first = order.blocker(entry, sector)
@@ -229,9 +230,14 @@ class DeviceIo:
             pending.hold()
             entry.deferred = [*entry.deferred, (pending, busy)]
         wanted &= ~busy
+        heard = bool(reports.standing) or entry.xtype is not None and entry.xtype.reboot_program is not None
+        if heard:
+            wanted, said = reports.admit(entry, wanted, pending)
         if not wanted:
             return 0
         flight = Flight(entry, wanted, pending)
+        if heard:
+            reports.sent(entry, flight, said)
         if entry.flights:
             entry.flights.append(flight)
         else:
@@ -384,6 +390,8 @@ class DeviceIo:
                 entry.flights.remove(flight)
                 self._show_written(entry)
                 order.durable(entry, flight.mask, flight.sequence)
+                if device.reports.logs or device.reports.needed:
+                    device.reports.durable(flight)
                 if entry.dead and entry.will_free is not None and not entry.flights:
                     record, entry.will_free = entry.will_free, None
                     record.resolve()

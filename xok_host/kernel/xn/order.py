@@ -6,7 +6,8 @@ nothing is reused while something durable points to it.  Here they become:
 ORDER-1  `P.taint[s]` counts what sector s of P must not be durable before: children that it owns and that are not
          complete, and sectors named by its `waits`.
 ORDER-2  A sector of an *attached* block (one that a durable pointer may lead to) is put in flight only with taint 0.
-         A block that is not attached goes out in any order.
+         A block that is not attached goes out in any order.  Exception: children whose absence the disk itself would
+         report after a crash (`reboot`, REBOOT-1).
 ORDER-3  A child is *complete* when all its sectors have been durable.  Metadata that is not attached must besides be
          clean and untainted: then what the disk holds of it is what is in core, and points to complete children only.
 ORDER-4  When a sector is put in flight, the children it owns become linked; linked below attached is attached.  When it
@@ -261,7 +262,10 @@ def uncertain_links(entry: Cached, seen_from: Cached) -> list[tuple[Cached, int]
     Raises WouldCycle when the block is below another root than `seen_from`, which is not durable in the catalogue yet.
     """
     links = []
+    reports = entry.device.reports
     while entry.parent is not None:
+        if reports.children:
+            reports.check_refers(entry)
         if not entry.anchored:
             links.append((entry.parent, entry.parent_sector))
         entry = entry.parent

@@ -13,7 +13,7 @@ class Pending:
     `finish(pending)` is called then, once.  The maker holds it while it sets things up: `release` ends that.
     """
 
-    __slots__ = ("data", "error", "finish", "held", "r0", "r1")
+    __slots__ = ("data", "error", "finish", "held", "r0", "r1", "spent")
 
     def __init__(self, finish: Callable[[Pending], None]) -> None:
         self.finish = finish
@@ -22,6 +22,8 @@ class Pending:
         self.r0 = 0
         self.r1 = 0
         self.data = b""
+        self.spent = 0
+        """Instructions of the UDFs that the call ran (`reboot`)."""
 
     def hold(self) -> None:
         self.held += 1

@@ -16,6 +16,8 @@ def order_of(t: Transaction) -> None:
     """The waits to add, as (block, sector, on block, on sector), and that they close no cycle (ORDER-7)."""
     device = t.device
     assert device is not None
+    if device.reports.logs:
+        device.reports.check(t)
     for move in t.allocs:
         parent = move.touched.shadow.entry
         assert parent.xtype is not None

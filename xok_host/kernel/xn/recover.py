@@ -11,6 +11,8 @@ RECOVER-2  A count above the number of references is benign (ORDER-5 makes crash
            cannot be mounted then.
 RECOVER-3  Nothing that the disk says is trusted: blocks may be owned twice, pointers may lead anywhere, UDFs may fault.
 RECOVER-4  Of each tree the log keeps LOG_LIMIT errors, and the number of the others.
+RECOVER-5  What reboot UDFs report as never written (`walk`, WALK-4) holds zeros before the disk is clean;
+           while a log cannot be read or asked, the disk is not made clean.
 """
 
 from __future__ import annotations
@@ -85,6 +87,10 @@ class Report:
     """Blocks of each root's tree."""
     metadata: dict[int, Place] = field(default_factory=dict)
     """The metadata blocks of all trees."""
+    unwritten: list[int] = field(default_factory=list)
+    """Blocks that a tree owns and its logs report as never written: `repair` fills them with zeros."""
+    unheard: list[int] = field(default_factory=list)
+    """Logs of a disk that is not clean that cannot be read or asked: nobody knows what was never written."""
     watched: bytearray = field(default_factory=bytearray)
     """Map of the blocks of the one tree that was watched."""
     wrong_counts: dict[int, tuple[str, int, int, XnType]] = field(default_factory=dict)
@@ -268,8 +274,15 @@ def _map_of_the_disk(report: Report) -> Steps:
 
 
 def repair(report: Report) -> Iterator[tuple[int, bytes]]:
-    """(sector, 512 bytes) to write, in this order: patches, the exact map, taint marks, then clean superblocks."""
+    """(sector, 512 bytes) to write, in this order: zeros, patches, the exact map, taint marks, then clean superblocks.
+
+    Raises MediaError if it is unknown what was never written (RECOVER-5)."""
+    if report.unheard:
+        raise MediaError(f"log block {report.unheard[0]} cannot be read or asked what was never written")
     superblock = report.superblock
+    for db in report.unwritten:
+        for sector in range(SECTORS):
+            yield db * SECTORS + sector, bytes(SECTOR)
     for db, patched in report.patches.items():
         for sector in range(SECTORS):
             yield db * SECTORS + sector, patched[sector * SECTOR : sector * SECTOR + SECTOR]

@@ -2,10 +2,13 @@
 
 START-1  A disk that was not shut down in order does not start: it is reconstructed first (`recover`).
 START-2  Before anything else is written to a started disk, both superblocks say that it is in use.
-START-3  Stopping flushes, and refuses while blocks are dirty; only then the superblocks say clean.
+START-3  Stopping flushes, and refuses while blocks are dirty or reports needed (REBOOT-2); only then the superblocks
+         say clean.
 START-4  No two active disks have one identity: the capabilities in their catalogues would be the same numbers.
 START-5  Whoever stops a disk first has allocated data blocks that nobody initialised filled with zeros
          (`fill_uninitialised`) and written back: without that, nothing above them could ever be written.
+START-6  When no report is needed any more, and logs are kept from the disk by what they say, it ends the session
+         (`end_session`): then it matters to nobody what they say, and they are written like anything else.
 """
 
 from __future__ import annotations
@@ -109,7 +112,9 @@ class Start:
     def _loaded(self) -> None:
         device = self.device
         device.freemap.loaded(device.superblock)
-        write_superblocks(device, device.superblock.renewed(clean=False), self._active)
+        write_superblocks(
+            device, device.superblock.renewed(clean=False, session=self._kernel.new_capability_id()), self._active
+        )
 
     def _active(self, error: XokError | None) -> None:
         if error is None:
@@ -148,6 +153,22 @@ def write_superblocks(device: Device, superblock: Superblock, then: Then) -> Non
     write()
 
 
+def end_session(device: Device) -> None:
+    """START-6.  From now on nothing more is let through on account of reports; if the writing fails, that is all."""
+    reports = device.reports
+    if reports.ending:
+        return
+
+    def ended(error: XokError | None) -> None:
+        if error is None:
+            reports.forget()
+        else:
+            reports.failed = True
+
+    reports.ending = True
+    write_superblocks(device, device.superblock.renewed(clean=False, session=0), ended)
+
+
 def stop(kernel: Kernel, device: Device, then: Then) -> None:
     """Clean shutdown.  InUse names the first dirty block (thesis 8, A.1: the invoker flushes first)."""
     dirty = device.dirty_blocks
@@ -165,6 +186,10 @@ def stop(kernel: Kernel, device: Device, then: Then) -> None:
             # Frees became due with this flush, or writes ended meanwhile: one more.
             flush()
         else:
+            if device.reports.needed:
+                block = next(iter(device.reports.needed))
+                then(InUse(f"block {block} was never written, and the disk points to it: write or free it"))
+                return
             write_superblocks(device, device.superblock.renewed(clean=True), stopped)
 
     def flush() -> None:

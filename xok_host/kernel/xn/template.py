@@ -5,9 +5,9 @@ later state is reached from a valid one by verified modifications.
 
 TMPL-1  Declared partitions are constant (`access` is run with nothing to read), inside the instance, and disjoint.
         Others are traced: `readset` says what holds of them, and `traced` why it goes on to hold.
-TMPL-2  `owns`, `refs` and `refcnt` of a declared partition read its bytes and no others: they are run with just these
-        visible.  So a modification inside one partition cannot change what another says.
-TMPL-3  The instance of all zeros owns nothing, refers to nothing, and counts nothing.
+TMPL-2  `owns`, `refs`, `refcnt` and `reboot` of a declared partition read its bytes and no others: they are run with
+        just these visible.  So a modification inside one partition cannot change what another says.
+TMPL-3  The instance of all zeros owns nothing, refers to nothing, counts nothing, and reports nothing.
 TMPL-4  A discriminator lies inside one partition (inside one sector, if partitions are traced), and discriminators are
         disjoint.
 TMPL-5  Programs call no helper but their own, so that one kind of output cannot be taken for another.
@@ -37,6 +37,8 @@ MAX_REGIONS = 64
 """Regions of one partition."""
 MAX_GUARDS = 32
 """Capabilities of one guard."""
+MAX_PART_REPORTS = 256
+"""Pointers that `reboot` reports of one partition."""
 IMPORT_BUDGET = 1 << 22
 """Instructions of all runs that an import takes."""
 _NO_LIMIT = 1 << 62
@@ -57,6 +59,7 @@ _HELPER = {
     "size": 0,
     "method": 0,
     "uses": EMIT,
+    "reboot": EMIT,
 }
 
 
@@ -188,6 +191,17 @@ class Template:
         if not udf.counted_within(out, da, self.windows[part]):
             raise UdfFailed(f"refcnt({part}) counts an element twice or one outside the partition")
         return out
+
+    def reboot(self, meta: Bytes, part: int) -> array[int]:
+        """What one partition reports (thesis 4.6), as triples: address in the holder's sector, block, session."""
+        run = self.programs.get("reboot")
+        if run is None:
+            return array("Q")
+        windows = self.windows[self.partition(part)]
+        try:
+            return run.run_raw(meta, part, windows=windows, max_out=MAX_PART_REPORTS)
+        finally:
+            self._charge(run)
 
     def unchanged(self, program: str, before: Bytes, after: Bytes, part: int, da: int = 0) -> bool:
         """Whether `owns`, `refs` or `refcnt` says exactly the same of both: what most modifications want to hear."""
@@ -370,6 +384,7 @@ def _check_empty_instance(template: Template) -> None:
         ("owns", lambda part: len(template.owns(zero, part))),
         ("refs", lambda part: len(template.refs(zero, part, da))),
         ("refcnt", lambda part: sum(template.refcnt(zero, part, da)[1::3])),
+        ("reboot", lambda part: len(template.reboot(zero, part))),
     ]
     for name, ask in questions:
         for part in range(template.parts):
@@ -399,6 +414,7 @@ __all__ = [
     "MAX_BLOCKS",
     "MAX_GUARDS",
     "MAX_PARTS",
+    "MAX_PART_REPORTS",
     "MAX_REGIONS",
     "Template",
     "import_template",

@@ -6,7 +6,7 @@ from xok_host.kernel.xn.interp cimport Program
 cdef class XnType:
     cdef public unsigned int id
     cdef public object name, template
-    cdef public Program owns_program, references_program, counts_program, method_program
+    cdef public Program owns_program, references_program, counts_program, method_program, reboot_program
     cdef public list sector_of
     cdef public tuple windows
     cdef public bint data, guard_constant, has_acl, traced

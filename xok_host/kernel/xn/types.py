@@ -32,6 +32,7 @@ class XnType:
         "id",
         "name",
         "owns_program",
+        "reboot_program",
         "references_program",
         "runs",
         "sector_of",
@@ -57,6 +58,7 @@ class XnType:
         self.owns_program: Program | None = None
         self.references_program: Program | None = None
         self.counts_program: Program | None = None
+        self.reboot_program: Program | None = None
         self.windows: tuple[array[int], ...] = ()
         self.traced = False
         """What bytes a partition has is traced (`traced`)."""
@@ -81,6 +83,7 @@ class XnType:
         self.owns_program = programs["owns"]
         self.references_program = programs.get("refs")
         self.counts_program = programs.get("refcnt")
+        self.reboot_program = programs.get("reboot")
         self.windows = self.template.windows
         self.traced = self.template.read_sets is not None
 

@@ -9,12 +9,15 @@ WALK-2  A block belongs to the tree that claims it first, in the order of the ca
         it, so the walk ends, whatever pointers say.
 WALK-3  What is remembered is a map of blocks, the metadata blocks, and of references and counts those only that do not
         cancel: an element and its names in one partition, the commonest case, cost nothing.
+WALK-4  Of a disk in whose superblock is a session, the logs of a tree are asked first (`reboot`): root blocks, and
+        blocks that these own.  What the session's reports name, in the sector that they name, is taken to be all zeros,
+        whatever the disk holds, and is in `report.unwritten`.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import cython
@@ -22,7 +25,7 @@ import cython
 from xok_host.abi.calls import CatalogueEntry, ErrorKind
 from xok_host.abi.errors import BadCall, MediaError, XokError
 from xok_host.abi.types import TYPE_XN_DB, TYPE_XN_TYPE, da_block, da_offset
-from xok_host.kernel.xn import privileged, traced, types, verify
+from xok_host.kernel.xn import privileged, reboot, traced, types, verify
 from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ QUADRATIC = 64
 """References times counts of a partition up to which they are compared each with each."""
 DEV = 1
 """Elements have the names that they have on device 1 (`udf.element`), whatever the disk's number is."""
+
+
+NONE: Set[int] = frozenset()
 
 
 class Place:
@@ -63,6 +69,10 @@ class Walk:
         self._referrer: dict[int, tuple[str, int]] = {}
         """Element → (root, block) of the last reference from another partition, where the excess is not 0."""
         self._watching = False
+        self._unwritten: dict[tuple[int, int], set[int]] = {}
+        """(holder, sector) → blocks of the tree that are reported there."""
+        self._roots = range(0)
+        """Root blocks of the tree."""
 
     def steps(self) -> Steps:
         entries = self._report.catalogue.entries()
@@ -121,6 +131,10 @@ class Walk:
         report.walking = entry.name
         if not self._claim(entry.name, 0, entry.db, entry.count):
             return
+        self._unwritten = {}
+        self._roots = range(entry.db, entry.db + entry.count)
+        if report.superblock.session and self._reports(entry.type):
+            yield from self._ask_logs(entry)
         places: dict[int, Place | None] = {}
         todo = [(db, entry.type, 0) for db in range(entry.db, entry.db + entry.count)]
         while todo:
@@ -146,6 +160,60 @@ class Walk:
                 report.metadata[db] = place
                 self._block(place, db, self._patches.get(db, meta), todo)
 
+    def _reports(self, type_id: int) -> bool:
+        xtype = self._types.get(type_id)
+        return xtype is not None and xtype.reboot_program is not None
+
+    def _ask_logs(self, entry: CatalogueEntry) -> Steps:
+        """WALK-4.  A log that cannot be heard is in `report.unheard`."""
+        report = self._report
+        found: set[reboot.Edge] = set()
+        logs = dict.fromkeys(self._roots, entry.type)
+        while logs:
+            below: dict[int, int] = {}
+            here = sorted(logs)
+            for at in range(0, len(here), WALK_BATCH):
+                batch = here[at : at + WALK_BATCH]
+                for db, meta in zip(batch, (yield batch), strict=True):
+                    xtype = self._types[logs[db]]
+                    if isinstance(meta, MediaError):
+                        report.unheard.append(db)
+                        continue
+                    meta = self._patches.get(db, meta)
+                    found |= self._reported(xtype, db, meta)
+                    if db in self._roots:
+                        below.update(self._logs_below(xtype, db, meta))
+            logs = below
+        if len(found) > reboot.MAX_REPORTS:
+            detail = f"its logs report {len(found)} pointers, at most {reboot.MAX_REPORTS}"
+            report.add(ErrorKind.UDF, entry.name, entry.db, detail, parent=entry.db)
+        for holder, sector, block in sorted(found)[: reboot.MAX_REPORTS]:
+            self._unwritten.setdefault((holder, sector), set()).add(block)
+
+    def _reported(self, xtype: XnType, db: int, meta: bytes) -> set[reboot.Edge]:
+        found = set()
+        for part in range(xtype.nparts):
+            try:
+                found |= reboot.said(xtype, meta, part, self._report.superblock.session)
+            except XokError:
+                self._report.unheard.append(db)
+        return found
+
+    def _logs_below(self, xtype: XnType, db: int, meta: bytes) -> dict[int, int]:
+        """The logs that a root block owns, with their types."""
+        superblock = self._report.superblock
+        logs: dict[int, int] = {}
+        for part in range(xtype.nparts):
+            try:
+                owned, _, _ = verify.ask(xtype, meta, part, db)
+            except XokError:
+                continue  # it is said when the tree is walked
+            for start, count, type_id in zip(owned[0::3], owned[1::3], owned[2::3], strict=True):
+                if self._reports(type_id):
+                    first, end = max(start, superblock.first), min(start + count, superblock.nblocks - 1)
+                    logs.update((block, type_id) for block in range(first, end) if block not in self._roots)
+        return logs
+
     def _place(self, root: str, type_id: int) -> Place | None:
         """None: nothing to look into."""
         xtype = self._types.get(type_id)
@@ -164,7 +232,8 @@ class Walk:
                 self._report.add(ErrorKind.UDF, place.root, db, f"partition {part}: {error}", parent=db, part=part)
                 continue
             if owned:
-                self._take(place, db, owned, todo)
+                unwritten = self._unwritten.get((db, xtype.sector_of[part])) if self._unwritten else None
+                self._take(place, db, owned, todo, unwritten or NONE)
             if references or counts:
                 self._weigh(place, db, references, counts)
         if xtype.traced:
@@ -177,16 +246,24 @@ class Walk:
         except XokError as error:
             self._report.add(ErrorKind.UDF, place.root, db, str(error), parent=db)
 
-    def _take(self, place: Place, parent: int, owned: array[int], todo: list[tuple[int, int, int]]) -> None:
+    def _take(
+        self, place: Place, parent: int, owned: array[int], todo: list[tuple[int, int, int]], unwritten: Set[int]
+    ) -> None:
         i: cython.Py_ssize_t
         for i in range(0, len(owned), 3):
             start, count, type_id = owned[i], owned[i + 1], owned[i + 2]
-            if not self._claim(place.root, parent, start, count) or type_id == TYPE_XN_DB:
+            if not self._claim(place.root, parent, start, count):
                 continue
-            if count == 1:
+            zeros = NONE
+            if unwritten and not (parent in self._roots and self._reports(type_id)):
+                zeros = {block for block in unwritten if start <= block < start + count}
+                self._report.unwritten += sorted(zeros)
+            if type_id == TYPE_XN_DB:
+                continue
+            if count == 1 and not zeros:
                 todo.append((start, type_id, parent))
             else:
-                todo += [(block, type_id, parent) for block in range(start, start + count)]
+                todo += [(block, type_id, parent) for block in range(start, start + count) if block not in zeros]
 
     def _weigh(self, place: Place, db: int, references: array[int], counts: array[int]) -> None:
         """Set a partition's references against its counts; what is left waits for other partitions (WALK-3)."""
