@@ -300,13 +300,21 @@ class CFFS(Growing):
             else:
                 self._let_go_now(da_block(r0))
         elif event is Event.LOCK_LOST and r0 >> 56 == self.dev:
-            block = da_block(r0)
-            self.locks.pop(block, None)
-            self.contended.add(block)
-            self.forget_block(block)
+            self._lost(da_block(r0))
         elif event is Event.PAGES_WANTED:
             self._wanted.append((-1, r0))
         self._next_event(event, r0, r1)
+
+    def _lost(self, block: int) -> None:
+        if block == self.orphans_lock:
+            self.orphans_lock = 0
+            return
+        inos = self.protected_by(block)
+        self.locks.pop(block, None)
+        self.contended.add(block)
+        self.forget_block(block)
+        for ino in inos:
+            self.on_invalidate(ino)
 
     def _let_go_now(self, block: int) -> None:
         """A reader has nothing to write back: it lets go in the event itself, even while it waits for another lock.
@@ -314,7 +322,7 @@ class CFFS(Growing):
         So a writer never waits for a reader that waits for the writer.
         """
         if self.locks.pop(block, None):
-            inos = [node.ino for node in self.nodes.values() if self.rules.goes_with(self, node, block)]
+            inos = self.protected_by(block)
             self.forget_block(block)
             for ino in inos:
                 self.on_invalidate(ino)
@@ -328,7 +336,7 @@ class CFFS(Growing):
                 yield from self.synchronise_steps()
                 self.return_unused_pages()
             else:
-                inos = [node.ino for node in self.nodes.values() if self.rules.goes_with(self, node, block)]
+                inos = self.protected_by(block)
                 yield from self.let_go([block], mode)
                 for ino in inos:
                     self.on_invalidate(ino)

@@ -78,6 +78,10 @@ class OneWriter:
         """At mount: whether what the orphan list has is nobody's."""
         return True
 
+    def others_have_orphans(self, volume: Any, node: Node) -> bool:
+        """At mount: whether some of what the orphan list, inode `node`, has is still in use."""
+        return False
+
     def home_of(self, volume: Any, block: int) -> int | None:
         """The directory that a block is of, if that can be seen without looking through the tree."""
         return None
@@ -162,6 +166,10 @@ class Sharing(OneWriter):
     def is_alone(self, volume: Any) -> bool:
         entry = volume.env.registry.lookup(volume.dev << 44 | volume.root_block)
         return entry is not None and not entry.lock
+
+    def others_have_orphans(self, volume: Any, node: Node) -> bool:
+        entry = volume.env.registry.lookup(volume.dev << 44 | volume.extents(node).find(0)[0])
+        return entry is not None and bool(entry.lock)
 
     def home_of(self, volume: Any, block: int) -> int | None:
         """A used sector says it (M1).  What this learns leads up to the root: chains of names are made of it."""

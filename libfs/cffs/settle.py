@@ -19,7 +19,7 @@ from libfs.cffs import layout, sector
 from libfs.cffs.crossing import Crossing
 from libfs.cffs.inode import Node
 from libfs.cffs.requests import Fetch, FindHome, FindParent, Grow, Request, Shrink, Synchronise, TakeLock
-from libfs.cffs.volume import EXCLUSIVE, Ghost
+from libfs.cffs.volume import EXCLUSIVE, SHARED, Ghost
 from xok_host.abi import errors as e
 from xok_host.abi.calls import MAX_EXTENTS, pack_extents
 
@@ -174,9 +174,12 @@ class Settling(Crossing):
         da = self.dev << 56 | request.block << 12
         if held:
             # Upgrading by waiting while sharing could wait for one's own kind for ever.
+            inos = self.protected_by(request.block) if self.shared else []
             self.forget_block(request.block)
             self.locks.pop(request.block, None)
             yield [("unlock", (da, 0), b"")]
+            for ino in inos:
+                self.on_invalidate(ino)
         (completion,) = yield [("lock", (da, request.mode), b"")]
         if completion.code == e.LimitReached.code:
             yield from self.let_go(list(self.locks)[: max(1, len(self.locks) // 2)])
@@ -219,6 +222,8 @@ class Settling(Crossing):
             yield from self.synchronise_steps()
             self.cross()
         calls: list[Call] = []
+        if self.shared:
+            calls += self._mark_orphans()
         for block in blocks:
             held = self.locks.get(block)
             if not held:
@@ -233,6 +238,19 @@ class Settling(Crossing):
             calls.append(("unlock", (self.dev << 56 | block << 12, int(keep)), b""))
         if calls:
             yield calls
+
+    def _mark_orphans(self) -> list[Call]:
+        """Calls that tell who mounts while nobody has the lock whether the orphan list has something of ours: then we
+        share a lock on its first block, which nobody wants for himself."""
+        base = self.dev << 56
+        if self.orphans_lock and not self.orphans:
+            block, self.orphans_lock = self.orphans_lock, 0
+            return [("unlock", (base | block << 12, 0), b"")]
+        node = self.nodes.get(self.orphans_ino)
+        if self.orphans_lock or not self.orphans or node is None:
+            return []
+        self.orphans_lock, _ = self.extents(node).find(0)
+        return [("lock", (base | self.orphans_lock << 12, SHARED), b"")]
 
     # ---- synchronisation
 
@@ -506,6 +524,8 @@ class Settling(Crossing):
         if not self.writable:
             return
         node, directory = yield from self.until_in_core(self.directory, self.orphans_ino)
+        if self.rules.others_have_orphans(self, node):
+            return
         yield from self.until_in_core(self._load_all, node, directory)
         found = [item for item in self.hidden.items() if item[0][0] == self.orphans_ino]
         for (parent, name), (key, ino) in found:

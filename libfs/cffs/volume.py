@@ -113,6 +113,8 @@ class Volume:
         """(directory, name) of each ghost → its sector and inode."""
         self.orphans: set[int] = set()
         """Inodes that have a name in the orphan list."""
+        self.orphans_lock = 0
+        """Block that is locked, shared, while something of ours is in the orphan list and others may have the lock."""
         self.hidden: dict[tuple[int, bytes], tuple[int, int]] = {}
         """Hidden names seen on disk: (directory, name) → (sector, inode); left by a crash unless a ghost has them."""
         self.limbo: dict[int, set[int]] = {}
@@ -421,6 +423,10 @@ class Volume:
         if self.writable and block not in self.contended:
             mode = EXCLUSIVE
         raise NotInCore([TakeLock(block, mode)])
+
+    def protected_by(self, block: int) -> list[int]:
+        """Inodes in core that others may change when the lock on a directory block goes."""
+        return [node.ino for node in self.nodes.values() if self.rules.goes_with(self, node, block)]
 
     def forget_block(self, block: int, *, readers_stay: bool = False) -> None:
         """The lock on a directory block is going: drop what it protected (VOL-2).

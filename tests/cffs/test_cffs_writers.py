@@ -176,6 +176,28 @@ def test_who_comes_later_leaves_the_orphans_of_the_others_alone() -> None:
     writers.check({b"/f": b""})
 
 
+def test_orphans_are_left_alone_while_nobody_has_the_lock() -> None:
+    """The last who had it has died, and his successor comes; the file is another's, and open."""
+    writers = Writers(3)
+    one, two, three = writers.mounts
+    ino = one.complete(one.create, one.root_ino, b"f", 0o644, 0, 0).ino
+    one.complete(one.write, ino, 0, b"contents")
+    one.open(ino)
+    one.complete(one.unlink, one.root_ino, b"f")
+    for name, last in ((b"d2", two), (b"d3", three)):
+        last.complete(last.mkdir, last.root_ino, name, 0o755, 0, 0)
+        last.sync_all()
+        last.env.close()
+        writers.mounts.remove(last)
+        assert not one.locks.get(one.root_block)
+        writers.add()
+        assert b"".join(map(bytes, one.complete(one.read, ino, 0, 100))) == b"contents"
+    one.complete(one.release, ino)
+    one.sync_all()
+    assert not one.orphans
+    writers.check({b"/d2": None, b"/d3": None})
+
+
 def test_a_dead_writer_leaves_what_it_had_crossed() -> None:
     writers = Writers(2)
     one, other = writers.mounts

@@ -186,12 +186,25 @@ def test_a_listing_shows_each_name_once_while_others_take_the_lock(mounts: Mount
     for name in names:
         (one / name).touch()
     listed = []
-    for number, entry in enumerate(os.scandir(other)):
+    for entry in os.scandir(other):
         listed.append(entry.name)
-        if number % 20 == 0:
-            (one / "touched").touch()
-            (one / "touched").unlink()
-    assert len(listed) == len(set(listed)) and set(listed) - {"touched"} == names
+        if len(listed) % 20 == 0:
+            (one / listed[-20]).unlink()  # what comes after it is no longer where it was
+    assert len(listed) == len(set(listed)) and set(listed) == names
+
+
+def test_an_open_file_without_a_name_outlives_the_death_of_another_mount(mounts: Mounts) -> None:
+    """The successor comes when nobody has the lock, and leaves the orphan list alone."""
+    one, other = mounts.places
+    (one / "f").write_text("still here")
+    with open(one / "f", "rb", buffering=0) as file:
+        (one / "f").unlink()
+        (other / "g").touch()
+        dying = mounts.server(1)
+        os.kill(dying, signal.SIGKILL)
+        _wait_until(lambda: mounts.server(1) not in (0, dying), "a successor")
+        assert os.listdir(other) in (["g"], [])
+        assert os.pread(file.fileno(), 100, 0) == b"still here"
 
 
 def test_directories_do_not_move_into_each_other(mounts: Mounts) -> None:
