@@ -10,6 +10,7 @@ import pytest
 from journal import LOG_SECTOR, Journal, moody, on_disk, silent
 from toy import DEV, Sector, Toy, da, element, guard, template
 
+from xok_host.abi.blocks import Blocks
 from xok_host.abi.calls import Op, OpKind, pack_extents, pack_transaction
 from xok_host.abi.derive import derive
 from xok_host.abi.errors import (
@@ -17,6 +18,7 @@ from xok_host.abi.errors import (
     InUse,
     LimitReached,
     MediaError,
+    NotInCore,
     Tainted,
     TypeInvalid,
     UdfFailed,
@@ -283,6 +285,66 @@ def test_a_log_of_standing_reports_is_not_moved(journal: Journal) -> None:
         journal.transact(*ops)
 
 
+def test_the_type_of_a_log_of_standing_reports_stays(journal: Journal) -> None:
+    """Also while no block of it is in core: reconstruction will need it."""
+    journal.early(journal.root, 0)
+    journal.env.call("delete_attr", DEV, data=pack_extents([(journal.log, 1, 0)]))
+    assert journal.known.logs and entry_or_none(journal, journal.log) is None
+    owner = journal.local.environment(roots=["journal-log"])
+    held = next(index for index, _ in owner.kernel_env.capabilities)
+    with pytest.raises(InUse, match=f"block {journal.log}, of type"):
+        owner.call("uninstall_mount", DEV, data=b"journal-log", cap=held)
+    assert len(crashed(journal).unwritten) == 1
+
+
+def entry_or_none(journal: Journal, db: int):  # type: ignore[no-untyped-def]
+    return journal.local.kernel.devices[DEV].get(db)
+
+
+def test_a_log_that_is_not_in_core_is_worth_nothing_for_now(journal: Journal) -> None:
+    """Nothing goes to the disk on account of it; nothing is forgotten either."""
+    first = journal.early(journal.root, 0)
+    second = journal.add_of(journal.root, 1, TYPE_XN_DB)
+    journal.report((journal.root, 1, second))
+    journal.durable(journal.log)
+    journal.env.call("delete_attr", DEV, data=pack_extents([(journal.log, 1, 0)]))
+    assert journal.code("writebackv", DEV, data=pack_extents([(journal.root, 1, 0)])) is Tainted
+    journal.env.call(
+        "insert_and_read", da(journal.root), cap=journal.cap, data=pack_extents([(journal.log, 1, LOG_SECTOR)])
+    )
+    journal.durable(journal.root)
+    journal.withdraw((journal.root, 0, first))
+    assert journal.code("writebackv", DEV, data=pack_extents([(journal.log, 1, 0)])) is Tainted
+    assert crashed(journal).unwritten == [first, second]
+
+
+def test_what_was_never_written_is_not_read_either(journal: Journal) -> None:
+    """Before the crash: the disk leads to a stranger's bytes, and no call does."""
+    block = journal.early(journal.root, 0)
+    extent = pack_extents([(block, 1, 0)])
+    for name, scalars in (("insert_and_read", (da(journal.root),)), ("read_and_insert", (DEV,))):
+        journal.code(name, *scalars, data=extent)
+    with pytest.raises(NotInCore):
+        journal.env.call("readb", da(block), BLOCK, cap=journal.cap, out_bytes=BLOCK)
+    assert journal.code("delete_attr", DEV, data=extent) is InUse
+
+
+def test_a_type_that_cannot_be_read(journal: Journal) -> None:
+    """It may be that of a log."""
+    journal.early(journal.root, 0)
+    journal.local.crash()
+    kind = recover.read_catalogue(journal.local.disk.read_block, 512)[1].find("journal-log").entry
+
+    def read(db: int) -> bytes:
+        if db == kind.db:
+            raise MediaError("bad sector")
+        return journal.local.disk.read_block(db)
+
+    report = recover.reconstruct(read, journal.local.disk.nblocks)
+    with pytest.raises(MediaError):
+        list(recover.repair(report))
+
+
 def test_a_disk_with_needed_reports_is_not_clean(journal: Journal) -> None:
     block = journal.early(journal.root, 0)
     outcome: list[XokError | None] = []
@@ -472,7 +534,7 @@ def test_a_log_is_never_reported(journal: Journal) -> None:
 def test_reports_of_other_sessions(journal: Journal) -> None:
     """They mean nothing, whatever they say."""
     block = journal.add_of(journal.root, 0, TYPE_XN_DB)
-    assert journal.session
+    assert journal.session == Blocks(journal.env, DEV, "journal", journal.cap).session() != 0
     for session in (0, 1, journal.session - 1, journal.session ^ 1 << 63):
         journal.report((journal.root, 0, block), session=session)
     journal.durable(journal.log)

@@ -88,6 +88,10 @@ class Blocks:
         """Free blocks of the whole disk."""
         return int(self.env.call("info", self.dev, out_bytes=BLOCK).r0)
 
+    def session(self) -> int:
+        """What a log's records of this session bear (thesis 4.6); 0: the disk is being shut down."""
+        return int(struct.unpack_from("<6Q", self.env.call("info", self.dev, out_bytes=BLOCK).data)[5])
+
     def pages(self, data: bytes | bytearray) -> list[int]:
         """New pages with these contents, the last one filled up with zeros, for ALLOC or PUBLISH."""
         count = (len(data) + BLOCK - 1) // BLOCK

@@ -393,6 +393,8 @@ class Dispatch:
                 other.type == entry.type for other in device.catalogue.entries() if other.kind == CatalogueEntry.ROOT
             ):
                 raise InUse(f"a root is of type {name!r}")
+            if log := device.reports.log_of_type(entry.type):
+                raise InUse(f"block {log}, of type {name!r}, reports what was never written: take that out")
             device.types.pop(entry.type, None)
         else:
             if not blocks or any(block.dead or not block.flags & _VALID for block in blocks):

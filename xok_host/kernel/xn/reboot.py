@@ -17,7 +17,7 @@ REBOOT-3  A report goes to the disk only if it concerns a child whose pointer ne
           could cost others, they could do without it: free the block.
 REBOOT-4  A metadata block that a standing report names was empty when the disk first pointed to it; it gains nothing to
           own, and no reference leads into it from elsewhere: to find it empty after a crash breaks no invariant.  A log
-          of standing reports is neither freed nor moved, and is itself never reported.
+          of standing reports is neither freed nor moved, its type is not uninstalled, and it is never reported itself.
 REBOOT-5  A report has the number of the session in which it was made, which is random: none is made ahead of its time.
           A session lasts from the start of a disk until it is clean; reports of others are not heard.
 REBOOT-6  Of standing reports there are at most MAX_REPORTS on a device and MAX_ENV_REPORTS of an environment; of a
@@ -90,10 +90,11 @@ class Version:
 class LogSector:
     """A sector of a log, as a crash could leave it."""
 
-    __slots__ = ("base", "db", "env", "later", "sector")
+    __slots__ = ("base", "db", "env", "later", "sector", "type")
 
-    def __init__(self, db: int, sector: int) -> None:
+    def __init__(self, db: int, sector: int, type_id: int) -> None:
         self.db = db
+        self.type = type_id
         self.sector = sector
         self.env: Any = None
         """In whose share its reports count."""
@@ -185,6 +186,10 @@ class Reports:
         if db not in self.children:
             return 0
         return next(logs[0].db for (_, _, child), logs in self.standing.items() if child == db)
+
+    def log_of_type(self, type_id: int) -> int:
+        """A log of that type with standing reports, in core or not; 0 if there is none."""
+        return next((log.db for log in self.logs.values() if log.type == type_id), 0)
 
     def is_log(self, db: int) -> bool:
         """Whether the block has standing reports."""
@@ -341,7 +346,7 @@ class Reports:
                 if log is None:
                     if not edges:
                         continue
-                    log = self.logs[entry.db, sector] = LogSector(entry.db, sector)
+                    log = self.logs[entry.db, sector] = LogSector(entry.db, sector, entry.type)
                 before = log.standing()
                 log.env = entry.charged
                 log.put(flight, edges)

@@ -71,6 +71,8 @@ class Walk:
         self._watching = False
         self._unwritten: dict[tuple[int, int], set[int]] = {}
         """(holder, sector) → blocks of the tree that are reported there."""
+        self._lost: list[int] = []
+        """Types that could not be read."""
         self._roots = range(0)
         """Root blocks of the tree."""
 
@@ -120,6 +122,7 @@ class Walk:
                     raise lost
                 self._types[entry.type] = types.load(entry.type, entry.name, b"".join(blocks))  # type: ignore[arg-type]
             except MediaError as error:
+                self._lost.append(entry.db)
                 self._report.add(ErrorKind.UNREADABLE, entry.name, entry.db, str(error))
             except XokError as error:
                 self._report.add(ErrorKind.TYPE, entry.name, entry.db, str(error))
@@ -167,6 +170,7 @@ class Walk:
     def _ask_logs(self, entry: CatalogueEntry) -> Steps:
         """WALK-4.  A log that cannot be heard is in `report.unheard`."""
         report = self._report
+        report.unheard += self._lost  # there may be logs of these types
         found: set[reboot.Edge] = set()
         logs = dict.fromkeys(self._roots, entry.type)
         while logs:
