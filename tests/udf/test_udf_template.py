@@ -428,3 +428,30 @@ def test_other_partitions_cannot_be_read() -> None:
     block[0:8] = (512).to_bytes(8, "little")
     with pytest.raises(UdfFailed, match="reads outside"):
         template.owns(block, 0)
+
+
+def test_how_partitions_are_said_is_in_the_form() -> None:
+    """Types with declared partitions are on the disk as they always were; the others have a byte and no `access`."""
+    assert GOOD.pack()[HEADER.offset("partitions") :][:4] == bytes(4)
+    first_byte = program(lambda f: f.return_(load(META + f.part, 1)))
+    traced = replace(GOOD, access=b"", partitions=Partitions.TRACED, owns=first_byte, refs=b"", refcnt=b"")
+    one_each = program(lambda f: f.emit(f.part * 512, 8, 1))
+    shared = replace(traced, partitions=Partitions.OVERLAPPING, uses=one_each)
+    for template in (traced, shared):
+        assert Template.unpack(template.pack()) == template
+    assert import_template(traced.pack()).regions == (((0, 512),),) * 8
+    for changes, why in (
+        ({"access": GOOD.access}, "traced partitions has no access"),
+        ({"uses": one_each}, "traced partitions has no uses"),
+        ({"uses": one_each, "partitions": Partitions.EXPLICIT}, "explicit partitions has no uses"),
+    ):
+        with pytest.raises(BadTemplate, match=why):
+            replace(traced, **changes).pack()  # type: ignore[arg-type]
+    raw = bytearray(GOOD.pack())
+    view = HEADER.view(raw)
+    view.partitions, view.checksum = 3, 0
+    view.checksum = zlib.crc32(raw)
+    with pytest.raises(BadTemplate, match="partitions 3"):
+        Template.unpack(raw)
+    with pytest.raises(TypeInvalid, match="BASE type is one block without"):
+        import_template(Template(name=b"plain", kind=Kind.BASE, partitions=Partitions.TRACED).pack())

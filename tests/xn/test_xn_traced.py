@@ -16,6 +16,7 @@ from xok_host.abi.errors import (
     BogusPartition,
     BogusUpdate,
     DependentsMissing,
+    NotFound,
     RefcountWrong,
     TypeInvalid,
     UdfFailed,
@@ -27,6 +28,7 @@ from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB
 from xok_host.abi.udf import META, Function, load
 from xok_host.kernel.local import LocalXok
 from xok_host.kernel.xn import readset, verify
+from xok_host.kernel.xn.recover import reconstruct
 from xok_host.kernel.xn.template import import_template
 
 DB = int(TYPE_XN_DB)
@@ -528,8 +530,8 @@ def test_a_patch_must_leave_partitions_apart(local: LocalXok) -> None:
     local.stop()
 
 
-def test_counts_are_found_by_asking(local: LocalXok) -> None:
-    """GET_REFCNT and reconstruction look for the partition that counts an element."""
+def counting() -> Template:
+    """Partition p is {place u16, reference u64}: what it refers to, and where a count u64 lies that is its own."""
     f = Function()
     at = f.var((f.part >> 3) * SECTOR + (f.part & 7) * 16)
     place_of = f.var(load(META + at, 2))
@@ -539,12 +541,23 @@ def test_counts_are_found_by_asking(local: LocalXok) -> None:
     own = refs.var(load(META + (refs.part >> 3) * SECTOR + (refs.part & 7) * 16 + 8, 8))
     with refs.if_(own != 0):
         refs.emit_ref(own)
-    tree = Tree.of(local, heap(owns=Function().finish(), refcnt=f.finish(), refs=refs.finish()))
+    return heap(owns=Function().finish(), refcnt=f.finish(), refs=refs.finish())
+
+
+def counted_twice(tree: Tree) -> int:
+    """The address of an element of slot 0 with two references, of slots 1 and 2."""
     counted = da(tree.root, 256)
     tree.transact(
         tree.op(0, (0, b"\0\1"), (256, struct.pack("<Q", 2))),
         *(tree.op(slot, (slot * 16 + 8, struct.pack("<Q", counted))) for slot in (1, 2)),
     )
+    return counted
+
+
+def test_counts_are_found_by_asking(local: LocalXok) -> None:
+    """GET_REFCNT and reconstruction look for the partition that counts an element."""
+    tree = Tree.of(local, counting())
+    counted = counted_twice(tree)
     assert tree.env.call("get_refcnt", counted, cap=tree.cap).r0 == 2
     refused(tree, BogusPartition, tree.op(3, (48, b"\0\1")))  # another that would count it
     with pytest.raises(XokError):
@@ -554,3 +567,26 @@ def test_counts_are_found_by_asking(local: LocalXok) -> None:
     local.sync()
     local.crash()
     assert local.recover().sound
+
+
+def test_a_count_of_a_traced_partition_is_mended(local: LocalXok) -> None:
+    """MOD_REFCNT: a count that a crash has left too high, in a partition that is found by asking."""
+    tree = Tree.of(local, counting())
+    counted = counted_twice(tree)
+    local.sync()
+    raw = bytearray(local.disk.read_block(tree.root)[:SECTOR])
+    raw[256] = 3
+    local.disk.write_sectors(tree.root * SECTORS, bytes(raw))
+    local.disk.flush()
+    local.crash()
+    report = reconstruct(local.disk.read_block, local.disk.nblocks)
+    assert report.over_counts == [("tree", counted, 3, 2)]
+    for writes in ([(264, b"\1")], [(24, b"\1")], [(SECTOR, b"\1")], [(252, bytes(8))], [(256, b"")]):
+        with pytest.raises(BogusPartition):  # nobody's, another's, another sector's, and not wholly its own
+            report.mod_refcnt(counted, -1, writes)
+    with pytest.raises(NotFound):
+        report.mod_refcnt(da(tree.root, 264), -1, [(264, b"\1")])
+    with pytest.raises(RefcountWrong):
+        report.mod_refcnt(counted, -1, [(256, b"\1")])
+    report.mod_refcnt(counted, -1, [(256, b"\2")])
+    assert report.over_counts == [] and report.sound

@@ -108,16 +108,17 @@ def db_alloc(superblock: Superblock, bits: bytearray, db: int, count: int) -> li
 def mod_refcnt(xtype: XnType, meta: bytes, da: int, delta: int, writes: Sequence[tuple[int, bytes]]) -> bytes:
     """The block after `writes` (offset, bytes), by which the count of the element at `da` changes by `delta`."""
     template = xtype.template
-    part = -1 if template is None else template.partition_of(da_offset(da), 1)
+    base = da - da_offset(da)
+    part = -1 if template is None else template.counting(meta, da_offset(da), base)
     if part < 0:
         raise e.NotFound(f"{da:#x} is no element's address")
     after = bytearray(meta)
     for offset, data in writes:
-        if not data or offset + len(data) > BLOCK or template.partition_of(offset, len(data)) != part:
+        if not data or offset + len(data) > BLOCK or not template.is_inside(meta, part, offset, len(data), base):
             raise e.BogusPartition(f"bytes {offset} to {offset + len(data)} are not in partition {part}")
         after[offset : offset + len(data)] = data
     da = udf.element(da)
-    base = da - da_offset(da)
+    base = da - da_offset(da)  # as elements are called
     owned, references, counts = _said(xtype, meta, part, base)
     owned_after, references_after, counts_after = _said(xtype, after, part, base)
     if da not in counts:
@@ -128,6 +129,7 @@ def mod_refcnt(xtype: XnType, meta: bytes, da: int, delta: int, writes: Sequence
     counts_after.pop(da, None)
     if owned != owned_after or references != references_after or counts != counts_after:
         raise e.BogusUpdate(f"more than the count of {da:#x} changes")
+    template.survey(after, xtype.sector_of[part], base)
     return bytes(after)
 
 

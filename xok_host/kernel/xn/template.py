@@ -28,7 +28,7 @@ from xok_host.abi.types import BLOCK, SECTOR, SECTORS, Right
 from xok_host.abi.udf import EMIT, EMIT_CAP, EMIT_REF
 from xok_host.kernel.xn import udf
 from xok_host.kernel.xn.interp import BUDGET, Program, UdfFault
-from xok_host.kernel.xn.readset import ReadSets
+from xok_host.kernel.xn.readset import ReadSets, union
 
 MAX_BLOCKS = 16
 """Blocks of one structured instance."""
@@ -162,6 +162,27 @@ class Template:
             if element in counts[0::3]:
                 return part
         return -1
+
+    def is_inside(self, meta: Bytes, part: int, offset: int, length: int, da: int) -> bool:
+        """Whether [offset, offset + length) of the instance at `da` is the partition's, and nobody else's."""
+        sets = self.read_sets
+        if sets is None:
+            return self.partition_of(offset, length) == part
+        sector = sets.sector_of[part]
+        at = offset - sector * SECTOR
+        if length < 1 or not 0 <= at <= at + length <= SECTOR:
+            return False
+        sets.begin(IMPORT_BUDGET)
+        _, reads = sets.ask(meta, part, da >> 12 & _BLOCKS)
+        readers = sets.survey(meta, sector, da >> 12 & _BLOCKS)
+        alone = reads & ~union(readers[1:])
+        return all(alone >> byte & 1 for byte in range(at, at + length))
+
+    def survey(self, meta: Bytes, sector: int, da: int) -> None:
+        """That partitions of a sector obey READ-3 and READ-4, if they are traced.  Raises UdfFailed."""
+        if self.read_sets is not None:
+            self.read_sets.begin(IMPORT_BUDGET)
+            self.read_sets.survey(meta, sector, da >> 12 & _BLOCKS)
 
     def is_discriminator(self, offset: int, length: int) -> bool:
         """Whether [offset, offset + length) touches a discriminator."""
