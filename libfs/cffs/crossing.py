@@ -112,7 +112,7 @@ class Crossing(Choosing):
             self.errors[node.ino] = OSError(error.errno, str(error))
             assert node.extents is not None
             node.extents.cut(gained[0][1])
-            self.dirty.update((one.ino, one) for one in dirty)
+            self.dirty.update((one.ino, one) for one in (*dirty, node))  # its sector's bytes have the gain in them
             self.overlay.update((changed.key, changed) for changed in overlay)
             for db, _ in gained:
                 self.grouping.taken.discard(db)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cffs_harness import Volume, fails
@@ -13,6 +14,7 @@ from libfs.api import RENAME_EXCHANGE, RENAME_NOREPLACE, NotInCore
 from libfs.cffs import layout
 from libfs.cffs.grouping import GROUP_BLOCKS, Grouping, Scattered
 from libfs.cffs.names import FIRST_BLOCKS
+from xok_host.abi.errors import LimitReached
 from xok_host.kernel.request import IoOp
 
 
@@ -757,4 +759,32 @@ def test_directories_move_while_a_removed_one_hosts_what_left_it(shared: bool) -
         volume.fs.sync_all()
         assert volume.fs.limbo
     assert sorted(volume.listing(root)) == [b"content%d" % number for number in range(3)]
+    volume.check_disk()
+
+
+def test_a_refused_gain_takes_nothing_along_that_waits_in_the_directorys_sector() -> None:
+    volume = Volume()
+    fs, root = volume.fs, volume.root
+    ino = volume("mkdir", root, b"d", 0o755, 0, 0).ino
+    fs.complete(fs.directory_to_change, ino)
+    fs.sync_all()
+    beside = volume.file(root, b"beside", b"contents")
+    assert beside >> 2 == ino >> 2 and ino not in fs.dirty
+    submit = fs._submit
+
+    def refuse(transactions: Any, refused: Any) -> None:
+        fs._submit = submit  # type: ignore[method-assign]
+        refused(transactions[0], LimitReached("once"))
+
+    fs.flush()
+    volume("setattr", beside, mode=0o600)
+    fs.sector(ino >> 2)
+    fs._submit = refuse  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="once"):
+        fs.create(ino, b"x", 0o644, 0, 0)
+    volume.check_disk()
+    volume("create", ino, b"x", 0o644, 0, 0)
+    volume.remount()
+    assert volume.contents(volume.listing(root)[b"beside"]) == b"contents"
+    assert set(volume.listing(ino)) == {b"x"} and volume("getattr", beside).mode & 0o777 == 0o600
     volume.check_disk()
