@@ -14,7 +14,7 @@ from pathlib import Path
 import pyfuse3
 import pytest
 import trio
-from memoryfs import MemoryFileSystem, NotInCore, open_fuse, unmount
+from memoryfs import MemoryFileSystem, Node, NotInCore, open_fuse, unmount
 
 from mounts.fuseloop import IN_HEADER, INIT_OPCODE, InitReplay, PatientTrio
 from mounts.operations import VolumeOperations
@@ -131,6 +131,37 @@ def test_an_invalidation_does_not_wait_for_the_request_that_its_server_is_to_ans
             writer.wait()
             pytest.fail("the server waits for itself")
         assert (directory / "f").stat().st_size == 64_000
+    finally:
+        mounted.close()
+
+
+class Elsewhere(MemoryFileSystem):
+    """A shared file system: whoever looks for the name "change" has another mount write `f` and set its mtime back."""
+
+    shared = True
+
+    def lookup(self, parent: int, name: bytes) -> Node:
+        if name == b"change":
+            node = self.nodes[self.nodes[parent].names[b"f"]]
+            node.data[:] = b"%04d" % (int(bytes(node.data)) + 1)
+            node.ctime_ns += 1
+        return super().lookup(parent, name)
+
+
+def test_pages_are_good_although_only_ctime_tells_that_another_mount_wrote(tmp_path: Path) -> None:
+    """OPS-1: nobody says so (`on_invalidate`), the attributes alone do, and before the kernel gets them."""
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    mounted = Mount(directory, Elsewhere)
+    try:
+        (directory / "f").write_bytes(b"0000")
+        with open(directory / "f", "rb", buffering=0) as file:
+            times = set()
+            for number in range(50):
+                assert os.pread(file.fileno(), 10, 0) == b"%04d" % number
+                times.add(os.fstat(file.fileno()).st_mtime_ns)
+                assert not (directory / "change").exists()
+            assert len(times) == 1
     finally:
         mounted.close()
 
