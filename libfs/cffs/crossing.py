@@ -341,7 +341,7 @@ class Crossing(Choosing):
         """Other blocks if some were somebody else's; else CROSS-3."""
         if isinstance(error, e.NotFree) and choices and self._choose_again(transaction, error, choices - 1):
             return
-        failure = OSError(error.errno, str(error))
+        failure = OSError(errno.EIO if isinstance(error, e.NotFound) else error.errno, str(error))  # the disk has gone
         for component in transaction:
             for part in component:
                 for node, logicals, promised in part.sent:

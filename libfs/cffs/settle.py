@@ -123,7 +123,7 @@ class Settling(Crossing):
     @staticmethod
     def _failure(completion: Any) -> OSError:
         error = e.by_code(completion.code, bytes(completion.data).decode(errors="replace"))
-        return OSError(error.errno, str(error))
+        return OSError(errno.EIO if isinstance(error, e.NotFound) else error.errno, str(error))  # the disk has gone
 
     def _remount_steps(self) -> Steps:
         (completion,) = yield [("mount", (self.dev,), self.name.encode())]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests.host.xokkit import Xok, public_directory
 from xok_host.cli import exits
+from xok_host.kernel.xn.io import FAILED_NS
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="no FUSE on this host")
 
@@ -158,3 +161,49 @@ def test_disks_that_cannot_be_used_together(xok: TwoDisks) -> None:
     done = xok.try_(*arguments, "--disk", "/nowhere")
     assert done.status == exits.BAD_DISK and "/nowhere" in done.err
     xok.up()  # none of that left a disk taken
+
+
+def test_a_disk_that_vanishes_gives_its_memory_back(xok: TwoDisks) -> None:
+    """What waited to be written to it is dropped when it has failed for long enough; the other disk goes on."""
+    xok("down")
+    attach = ["losetup", "--find", "--show", str(xok.second)]
+    loop = subprocess.run(attach, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        xok("up", "--disk", xok.image, "--disk", loop, "--memory", "128M", "--no-network")
+        xok("mkfs", "good", "--disk", "1")
+        xok("mkfs", "bad", "--disk", "2")
+        good, bad = xok.place("good"), xok.place("bad")
+        xok("mount", "good", good)
+        xok("mount", "bad", bad)
+        (bad / "file").write_bytes(b"x")
+        assert synced(bad / "file")
+        os.truncate(xok.second, 0)
+        subprocess.run(["losetup", "--set-capacity", loop], check=True)  # nothing can be written there any more
+        (bad / "file").write_bytes(b"x" * (24 << 20))
+        assert not synced(bad / "file")
+        before = xok.status()
+        assert before["cache"]["pages_in_use"] > 4000 and before["disks"][1]["in_use"]
+        time.sleep(FAILED_NS / 1e9 + 1)
+        assert not synced(bad / "file")
+        after = xok.status()
+        assert after["cache"]["pages_in_use"] < 2000 and not after["disks"][1]["in_use"]
+        assert after["disks"][1]["dirty"] == 0
+        (good / "file").write_bytes(b"y" * 300_000)
+        assert synced(good / "file")
+        done = xok.try_("down", "--force")
+        assert done.status == exits.MEDIA and loop in done.err and "lost" in done.err
+        report = json.loads(xok("check", xok.image, "--json"))
+        assert report["sound"] and report["was_clean"] and "good" in report["trees"]
+    finally:
+        if (xok.runtime / "xokd.sock").exists():
+            xok.try_("down", "--force")
+        subprocess.run(["losetup", "--detach", loop], check=False)
+
+
+def synced(path: Path) -> bool:
+    try:
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True

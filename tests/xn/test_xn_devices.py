@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
 import pytest
 from toy import COUNTS_AT, DEV, Sector, Toy, da, element, install_type, template
 
+from libfs.cffs import mkfs
+from libfs.cffs.filesystem import CFFS
 from xok_host.abi import errors as e
 from xok_host.abi.calls import Op, OpKind, pack_extents, pack_transaction
 from xok_host.abi.types import SECTOR, TYPE_XN_DB, Right, disk_address
 from xok_host.abi.udf import Function
 from xok_host.kernel.local import LocalXok, RamDisk
+from xok_host.kernel.xn.io import FAILED_BLOCKS, FAILED_NS
 
 OTHER = 3
 
@@ -21,9 +25,9 @@ def local() -> LocalXok:
     return LocalXok(512, more=[RamDisk(200), RamDisk(300)], max_chunks=16, entries=1 << 10)
 
 
-def other_root(toy: Toy) -> tuple[int, int]:
+def other_root(toy: Toy, name: bytes = b"toy") -> tuple[int, int]:
     """A root of plain data on the second disk: its block and its capability."""
-    made = toy.env.call("install_mount", OTHER, 0, 1, TYPE_XN_DB, data=b"toy")  # the name is free there
+    made = toy.env.call("install_mount", OTHER, 0, 1, TYPE_XN_DB, data=name)  # the name is free there
     return made.r0, made.r1
 
 
@@ -98,6 +102,97 @@ def test_one_disk_fails_and_the_other_does_not_notice(toy: Toy) -> None:
     assert struct.unpack("<2Q", toy.env.call("dev_list", out_bytes=64).data) == (2, OTHER)
     toy.local.disks[OTHER].fail = lambda request: 0
     toy.env.call("writeback", OTHER, block, 1)  # what could not be written is still there
+
+
+@pytest.mark.parametrize("code", [5, 19])
+def test_a_disk_that_is_gone_gives_back_what_waited_for_it(toy: Toy, code: int) -> None:
+    """After FAILED_NS of failures, or at once if the device says that it is no more."""
+    local, kernel = toy.local, toy.local.kernel
+    block, capability = other_root(toy)
+    local.sync(OTHER)
+    clean = toy.env.call("read_and_insert", OTHER, data=pack_extents([(200, 4, 0)]))
+    root, second = other_root(toy, b"second")  # dirty, and not anchored in the catalogue
+    entry = toy.env.registry.lookup(OTHER << 44 | block)
+    assert clean.r0 == 4 and entry is not None
+    pinned = toy.env.call("pin", disk_address(OTHER, block), entry.generation, cap=capability).r0
+    toy.env.call("lock", disk_address(OTHER, root), 1, cap=second)
+    mine = toy.add_data(toy.root, 1, b"still")
+    local.disks[OTHER].fail = lambda request: code
+    assert toy.code("writeback", OTHER, root, 1) is e.MediaError
+    if code == 5:
+        local.tick(FAILED_NS / 1e9 - 1)
+        assert toy.code("flush", OTHER) is e.MediaError
+        assert kernel.device(OTHER).dirty_blocks, "it may come back"
+        local.tick(2)
+        assert toy.code("flush", OTHER) is e.MediaError
+    assert not [entry for entry in kernel.registry.cached.values() if entry.device.number == OTHER]
+    assert all(entry.device.number == DEV for entry in toy.env.kernel_env.unsettled)
+    assert toy.code("writeback", OTHER, root, 1) is toy.code("flush", OTHER) is e.NotFound
+    with pytest.raises(e.NotFound, match=f"failed with error {code}"):
+        toy.env.call("read_and_insert", OTHER, data=pack_extents([(200, 1, 0)]))
+    toy.env.call("unpin", pinned)
+    local.sync(DEV)
+    assert toy.entry(mine).dirty == 0
+    toy.env.close()
+    pages = kernel.pages
+    assert pages.in_use == len(kernel.registry.cached)
+
+
+@pytest.mark.parametrize("blocks, gone", [(1, False), (FAILED_BLOCKS - 1, False), (FAILED_BLOCKS, True)])
+def test_a_few_bad_blocks_are_no_reason_to_give_a_disk_up(toy: Toy, blocks: int, gone: bool) -> None:
+    local = toy.local
+    first = toy.env.call("install_mount", OTHER, 0, blocks, TYPE_XN_DB, data=b"wide").r0
+    local.disks[OTHER].fail = lambda request: 5
+    for seconds in (0, FAILED_NS / 1e9 + 1):
+        local.tick(seconds)
+        for block in range(first, first + blocks):
+            if not local.kernel.failed:
+                assert toy.code("writeback", OTHER, block, 1) is e.MediaError
+    assert bool(local.kernel.failed) is gone
+
+
+def test_a_whole_file_system_of_a_disk_that_is_gone() -> None:
+    """With all that its blocks wait for, and writes on their way."""
+    local = LocalXok(512, more=[RamDisk(2000)], entries=1 << 10)
+    env = local.environment()
+    fs = CFFS.mount(env, 2, "vol", mkfs.make(env, 2, "vol"))
+    made = fs.complete(fs.mkdir, fs.root_ino, b"kept", 0o755, 0, 0).ino
+    fs.sync_all()
+    for number in range(30):
+        above = fs.complete(fs.mkdir, made, b"d%d" % number, 0o755, 0, 0).ino
+        ino = fs.complete(fs.create, above, b"f", 0o644, 0, 0).ino
+        fs.complete(fs.write, ino, 0, b"data" * 3000)
+        fs.complete(fs.link, ino, fs.root_ino, b"l%d" % number)
+    fs.cross()
+    assert any(entry.total_taint for entry in local.kernel.registry.cached.values())
+    local.hold_io = True
+    env.submit("writebackv", 2, data=pack_extents((db, 1, 0) for db in sorted(fs.unwritten)))
+    env.submit("flush", 2)
+    local.pump()
+    local.disks[2].fail = lambda request: 6
+    local.hold_io = False
+    local.release_io()
+    local.pump()
+    assert local.kernel.failed == {2: 6}
+    assert not local.kernel.registry.cached and not env.kernel_env.unsettled
+    with pytest.raises(OSError, match="has failed") as raised:
+        fs.fsync(made)
+    assert raised.value.errno == errno.EIO
+    env.close()
+    assert local.kernel.pages.in_use == 0
+    local.environment().call("read_and_insert", DEV, data=pack_extents([(200, 200, 0)]))
+
+
+def test_a_disk_that_fails_now_and_then_is_not_given_up(toy: Toy) -> None:
+    local = toy.local
+    for number in range(5):
+        block, _ = other_root(toy, b"root %d" % number)
+        local.disks[OTHER].fail = lambda request: 5
+        assert toy.code("writeback", OTHER, block, 1) is e.MediaError
+        local.tick(FAILED_NS / 1e9 / 2 + 1)
+        local.disks[OTHER].fail = lambda request: 0
+        toy.env.call("writeback", OTHER, block, 1)
+    assert not local.kernel.failed
 
 
 def test_a_crash_and_reconstruction_of_both(toy: Toy) -> None:

@@ -26,6 +26,7 @@ from xok_host.abi.errors import (
     BadCall,
     BogusUpdate,
     LimitReached,
+    MediaError,
     NotAllowed,
     NotClean,
     NotFound,
@@ -201,7 +202,10 @@ class System:
             raise trouble
 
     async def stop_disk(self, dev: int) -> None:
-        """Write everything back and mark the disk clean: nobody can use it then."""
+        """Write everything back and mark the disk clean: nobody can use it then.  Raises MediaError if it failed."""
+        if dev in self.kernel.failed:
+            reason = os.strerror(self.kernel.failed[dev])
+            raise MediaError(f"nothing could be written any more ({reason}), and what waited to be written is lost")
         await self.sync(dev)
         await self._wait(partial(self.kernel.stop_device, dev))
 
@@ -344,7 +348,7 @@ class System:
             "blocks": disk.nblocks,
             "free": device.freemap.free if device is not None else 0,
             "dirty": len(device.dirty_blocks) if device is not None else 0,
-            "in_use": device is not None,
+            "in_use": device is not None and dev not in self.kernel.failed,
             "direct": disk.direct,
             "engine": type(disk.engine).__name__,
             **asdict(disk.statistics()),

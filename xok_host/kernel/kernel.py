@@ -30,7 +30,7 @@ from xok_host.kernel.env import MAX_PENDING, Environment
 from xok_host.kernel.pages import Access, Arena, Chunk, Memory, Pages
 from xok_host.kernel.request import IoRequest
 from xok_host.kernel.tables import Counters, Tables
-from xok_host.kernel.xn import privileged, startup
+from xok_host.kernel.xn import order, privileged, startup
 from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
 from xok_host.kernel.xn.locks import Locks
 from xok_host.kernel.xn.pending import Pending
@@ -68,6 +68,8 @@ class Kernel:
         self.locks = Locks(self)
         self.devices: dict[int, Device] = {}
         self.starting: dict[int, Device] = {}
+        self.failed: dict[int, int] = {}
+        """Devices that were given up, and the error."""
         self.environments: dict[int, Environment] = {}
         self.completions: deque[tuple[int, int, int, int, int, bytes]] = deque()
         self.now = 0
@@ -137,7 +139,23 @@ class Kernel:
         found = self.devices.get(dev)
         if found is None:
             raise NotFound(f"no device {dev}")
+        if dev in self.failed:
+            raise NotFound(f"device {dev} has failed with error {self.failed[dev]} and is out of use until a restart")
         return found
+
+    def give_up(self, device: Device, errno: int) -> None:
+        """The device has failed for good: nothing in core of it will ever be durable, and all of it goes.
+
+        Pages that are pinned or on their way stay as long as they are.  The host goes on answering what is out."""
+        if device.number in self.failed:
+            return
+        self.failed[device.number] = errno
+        for entry in device.entries():
+            order.abandon(entry)
+        for entry in device.entries():
+            device.forget(entry)
+        device.moves.clear()
+        device.roots.clear()
 
     def start_device(self, dev: int, nblocks: int, then: Then) -> None:
         """Read XN's structures and make the disk active; `then` gets None or how `privileged.init` failed."""

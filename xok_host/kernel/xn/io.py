@@ -6,6 +6,8 @@ IO-3  A sector is never on its way to the disk twice at a time; a second write o
 IO-4  A flush covers the writes that had ended when it began.  First it writes XN's own dirty sectors; only then comes
       the barrier: so what becomes durable with a flush was marked in use on the disk with or before it (FORMAT-2).
 IO-5  A write that fails leaves its sectors dirty; a read that fails leaves no entry.
+IO-6  A device that says that it is gone, or has written nothing for FAILED_NS in which flushes failed or FAILED_BLOCKS
+      blocks, is given up (`Kernel.give_up`): what waits for it must not take the memory of the others for ever.
 """
 
 from __future__ import annotations
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 
 _READING = int(Flag.READING)
 _VALID = int(Flag.VALID)
+
+
+FAILED_NS = 10_000_000_000
+"""How long every write of a device may fail."""
+FAILED_BLOCKS = 16
+"""Blocks that fail meanwhile: fewer may be bad on a good device."""
+_GONE = frozenset((6, 19))
+"""ENXIO, ENODEV: the device will not come back under this descriptor."""
 
 
 class Flight:
@@ -112,6 +122,8 @@ class DeviceIo:
         self._own_freed: list[order.WillFree] = []
         self._own_roots: list[str] = []
         self._own_sectors: list[int] = []
+        self._failing_since = 0
+        self._failing_blocks: set[int] = set()
 
     # ---- requests to and from the host
 
@@ -263,9 +275,11 @@ class DeviceIo:
         if flight.error:
             entry.flights.remove(flight)
             entry.dirty |= flight.mask
+            self._failing(flight.error, entry.db)
         elif entry.dead:
             entry.flights.remove(flight)
         else:
+            self._failing_since = 0
             flight.written = True
             entry.written |= flight.mask
             self._written.append(flight)
@@ -346,6 +360,18 @@ class DeviceIo:
         else:
             self._barriers.append(Barrier(self._flushed))
 
+    def _failing(self, errno: int, db: int = 0) -> None:
+        """IO-6: a write of block `db` has failed, or (0) a flush."""
+        kernel, blocks = self.device.kernel, self._failing_blocks
+        if not self._failing_since:
+            self._failing_since = kernel.now
+            blocks.clear()
+        if len(blocks) < FAILED_BLOCKS:
+            blocks.add(db)
+        for_long = kernel.now - self._failing_since >= FAILED_NS
+        if errno in _GONE or (for_long and (not db or len(blocks) == FAILED_BLOCKS)):
+            kernel.give_up(self.device, errno)
+
     def _flush_failed(self, covered: list[Flight], freed: list[order.WillFree]) -> None:
         """What the disk did with its cache is unknown: all that the flush should have covered is written again."""
         device = self.device
@@ -384,6 +410,7 @@ class DeviceIo:
         freed, self._own_freed = self._own_freed, []
         if errno:
             self._flush_failed(covered, freed)
+            self._failing(errno)
         else:
             for flight in covered:
                 entry = flight.entry

@@ -32,7 +32,7 @@ from typing import Any
 import cython
 
 from xok_host.abi.errors import WouldCycle
-from xok_host.abi.types import ALL_SECTORS, Flag
+from xok_host.abi.types import ALL_SECTORS, SECTORS, Flag
 from xok_host.kernel.xn.registry import Cached
 
 MAX_WALK = 64
@@ -220,6 +220,18 @@ def release_waiters(entry: Cached) -> None:
     waiters, entry.waiters = entry.waiters, []
     for waiter in waiters:
         waiter.resolve()
+
+
+def abandon(entry: Cached) -> None:
+    """The block's device has failed: it waits for nothing, nothing waits for it, and it is dirty no more.
+
+    For all blocks of the device at once, as none waits for another device's."""
+    entry.dirty = 0
+    entry.counted = False
+    entry.total_taint = 0
+    if entry.flags & _META:
+        entry.taint = [0] * SECTORS
+        entry.waits, entry.waiters, entry.fresh, entry.kids = [], [], [], set()
 
 
 def hand_over_waiters(entry: Cached, to: Cached, sector: int) -> None:
