@@ -159,7 +159,7 @@ class RecordingXok(LocalXok):
         for page, first, count in request.iov:
             count = min(count, left)
             if count:
-                self.disk.write_sectors(sector, self.page_bytes(page)[first * SECTOR : (first + count) * SECTOR])
+                self.disk.write_sectors(sector, self.kernel.pages.span(page, first, count))
             sector += count
             left -= count
         self.disk.end_write()

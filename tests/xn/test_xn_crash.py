@@ -307,9 +307,9 @@ class Anarchist:
             if request.op == IoOp.WRITE:
                 sector = request.sector
                 for page, first, count in request.iov:
-                    raw = self.local.page_bytes(page)
-                    for i in range(first, first + count):
-                        window.append((sector, bytes(raw[i * SECTOR : i * SECTOR + SECTOR])))
+                    raw = bytes(self.local.kernel.pages.span(page, first, count))
+                    for at in range(0, len(raw), SECTOR):
+                        window.append((sector, raw[at : at + SECTOR]))
                         sector += 1
         for sector, raw in window:
             if self.random.random() < chance:

@@ -7,8 +7,8 @@ from toy import DEV, Sector, Toy, da, element
 
 from xok_host.abi.calls import Op, OpFlag, OpKind, pack_extents
 from xok_host.abi.errors import BogusUpdate, MediaError, Tainted, WouldCycle
-from xok_host.abi.types import SECTOR, SECTORS, TYPE_XN_DB, Flag
-from xok_host.kernel.request import IoOp, IoRequest
+from xok_host.abi.types import CHUNK_PAGES, SECTOR, SECTORS, TYPE_XN_DB, Flag
+from xok_host.kernel.request import MAX_REQUEST_SECTORS, IoOp, IoRequest, Piece, requests
 from xok_host.kernel.xn import recover
 
 
@@ -308,3 +308,31 @@ def test_requests_are_sorted_and_merged(toy: Toy) -> None:
     (request,) = toy.local.held
     assert request.sector == first * SECTORS and request.sectors == 16 * SECTORS
     assert sum(count for _, _, count in request.iov) * SECTOR == 65536
+
+
+class Told(Piece):
+    """A piece that remembers its end."""
+
+    def arrived(self, errno: int) -> None:
+        ends.append((self.sector, errno))
+
+
+ends: list[tuple[int, int]] = []
+
+
+def test_neighbours_in_memory_are_one_piece_of_a_request_unless_a_chunk_ends() -> None:
+    last = CHUNK_PAGES - 1
+    pieces = [Told(80, 9, 0, 8), Told(64, last, 0, 8), Told(72, last + 1, 0, 8), Told(88, 10, 0, 3), Told(91, 20, 3, 1)]
+    (request,) = requests(IoOp.WRITE, 1, list(pieces))
+    assert (request.sector, request.sectors) == (64, 28)
+    assert request.iov == [(last, 0, 8), (last + 1, 0, 8), (9, 0, 11), (20, 3, 1)]
+    for owner in request.owners:
+        owner.arrived(5)
+    assert ends == [(sector, 5) for sector in (64, 72, 80, 88, 91)]
+
+
+def test_no_request_is_longer_than_its_bound() -> None:
+    whole = MAX_REQUEST_SECTORS // SECTORS
+    made = requests(IoOp.READ, 1, [Told(db * SECTORS, 5 + db, 0, SECTORS) for db in range(2 * whole + 1)])
+    assert [request.sectors for request in made] == [MAX_REQUEST_SECTORS, MAX_REQUEST_SECTORS, SECTORS]
+    assert [request.sector for request in made] == [0, MAX_REQUEST_SECTORS, 2 * MAX_REQUEST_SECTORS]

@@ -59,7 +59,7 @@ def test_a_root_of_more_blocks_than_there_is_room_for() -> None:
 def test_a_read_that_fails_in_the_middle(errno: int) -> None:
     local = LocalXok(nblocks=1024, entries=ENTRIES)
     env = local.environment()
-    local.disk.fail = lambda request: errno if request.sector <= 210 * 8 < request.sector + 8 * len(request.iov) else 0
+    local.disk.fail = lambda request: errno if request.sector <= 210 * 8 < request.sector + request.sectors else 0
     with pytest.raises(e.MediaError):
         env.call("read_and_insert", DEV, data=pack_extents([(200, 20, 0)]))
     local.disk.fail = lambda request: 0

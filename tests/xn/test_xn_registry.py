@@ -1,4 +1,4 @@
-"""The registry's image in shared memory, the pages under it, and the free map (REG-1, REG-2, PAGES-1 to PAGES-5)."""
+"""The registry's image in shared memory, the pages under it, and the free map (REG-1, REG-2, PAGES-1 to PAGES-6)."""
 
 from __future__ import annotations
 
@@ -66,6 +66,29 @@ def test_lookup_finds_what_is_there_and_nothing_else() -> None:
         assert (seen is not None) == (key in there) and (seen is None or seen.key == key)
 
 
+def test_entries_are_kept_in_the_order_of_use() -> None:
+    """Against a dictionary, whose order is that of insertion."""
+    made, _ = registry(64, 4)
+    dice = random.Random(5)
+    known: dict[int, Cached] = {}
+    for _ in range(3000):
+        key = dice.randrange(80)
+        if key in known and dice.random() < 0.5:
+            made.touch(known[key])
+            known[key] = known.pop(key)
+        elif key in known:
+            made.remove(known.pop(key))
+            with pytest.raises(KeyError):
+                made[key]
+        elif len(known) < 64:
+            known[key] = entry(key)
+            made.insert(known[key])
+        assert made.in_core() == len(known)
+        assert made.oldest() is next(iter(known.values()), None)
+    assert list(made.cached) == list(known)
+    assert all(made[key] is cached for key, cached in known.items())
+
+
 def test_a_generation_never_comes_back_to_a_place() -> None:
     made, view = registry(1, 4)
     generations = []
@@ -90,6 +113,41 @@ def test_pages_return_to_their_arena() -> None:
     pages.drop(page)
     pages.drop(page)
     assert pages.in_use == 0 and pages.alloc(one) == page
+
+
+def test_runs_of_pages_are_contiguous_where_a_chunk_has_room() -> None:
+    """PAGES-6, against a set of what is free."""
+    pages = Pages(PlainMemory(6))
+    arena = pages.arena(pages.access(frozenset({1}), frozenset({1})))
+    dice = random.Random(7)
+    held: list[list[int]] = []
+    for _ in range(600):
+        count = dice.choice([1, 2, 7, 64, 256])
+        free = {p for c in arena.chunks for p in range(c * CHUNK_PAGES, (c + 1) * CHUNK_PAGES)}.difference(*held)
+        try:
+            run = pages.alloc_run(arena, count)
+        except LimitReached:
+            assert len(free) < count
+            run = []
+        assert run == sorted(set(run)) and len(run) in (0, count)
+        if arena.chunks and free.issuperset(run) and run and run[-1] - run[0] != count - 1:
+            for start in free:  # scattered only if no chunk has such a run
+                assert (start % CHUNK_PAGES) + count > CHUNK_PAGES or not free.issuperset(range(start, start + count))
+        held.append(run)
+        for _ in range(dice.randrange(2)):
+            for page in held.pop(dice.randrange(len(held))):
+                pages.drop(page)
+        assert pages.in_use == sum(map(len, held))
+    for page in [page for run in held for page in run]:
+        pages.drop(page)
+    assert pages.in_use == 0 and not any(any(pages.chunk(c).users) for c in arena.chunks)  # type: ignore[union-attr]
+
+
+def test_a_span_reaches_into_the_pages_behind() -> None:
+    pages = Pages(PlainMemory(2))
+    first, second = pages.alloc_run(pages.arena(pages.access(frozenset({1}), frozenset({1}))), 2)
+    pages.view(first)[:], pages.view(second)[:] = b"1" * BLOCK, b"2" * BLOCK
+    assert bytes(pages.span(first, 7, 2)) == b"1" * 512 + b"2" * 512
 
 
 def test_chunks_change_arenas_only_when_nobody_can_see_them() -> None:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from itertools import chain
 
 from xok_host.abi import errors as e
 from xok_host.abi.declare import Structure, chars, u32, u64
@@ -161,23 +162,24 @@ class Op:
     """Other partitions that the writes may concern, if partitions overlap."""
 
     def pack(self) -> bytes:
-        writes, flags = list(self.writes), self.flags
+        writes, flags = self.writes, self.flags
         if self.dependents:
-            writes.insert(0, (0, struct.pack(f"<{len(self.dependents)}I", *self.dependents)))
+            writes = [(0, struct.pack(f"<{len(self.dependents)}I", *self.dependents)), *writes]
             flags |= OpFlag.DEPENDENTS
-        parts = [
-            OP_HEADER.pack(
-                self.kind,
-                flags,
-                len(writes),
-                self.own_id,
-                self.da,
-                self.db,
-                self.count,
-                self.type,
-                self.page,
-            )
-        ]
+        header = OP_HEADER.pack(
+            self.kind,
+            flags,
+            len(writes),
+            self.own_id,
+            self.da,
+            self.db,
+            self.count,
+            self.type,
+            self.page,
+        )
+        if not writes:
+            return header
+        parts = [header]
         for offset, data in writes:
             parts.append(VECTOR_HEADER.pack(offset, len(data)))
             parts.append(bytes(data))
@@ -186,11 +188,12 @@ class Op:
 
 
 def pack_transaction(ops: Iterable[Op]) -> bytes:
-    return b"".join(op.pack() for op in ops)
+    return b"".join([op.pack() for op in ops])
 
 
 def pack_extents(extents: Iterable[tuple[int, int, int]]) -> bytes:
-    return b"".join(EXTENT.pack(*extent) for extent in extents)
+    listed = list(extents)
+    return struct.pack("<" + "QII" * len(listed), *chain.from_iterable(listed))
 
 
 def unpack_extents(data: bytes) -> list[tuple[int, int, int]]:

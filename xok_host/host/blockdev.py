@@ -18,15 +18,21 @@ import stat
 import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from operator import attrgetter
+
+import cython
 
 from xok_host.abi.errors import BadDisk, InUse
 from xok_host.abi.types import BLOCK, SECTOR
 from xok_host.host.disk import Buffer, DiskStatistics, Done, check_request
 from xok_host.host.engine import MAX_VECTORS, RWF_DSYNC, Engine, best
 
+_SECTOR = cython.declare(cython.longlong, SECTOR)
+_BLOCK = cython.declare(cython.longlong, BLOCK)
 MAX_REQUEST = 1 << 20
 """Bytes in one merged request."""
+_MOST = cython.declare(cython.longlong, MAX_REQUEST)
+_VECTORS = cython.declare(cython.longlong, MAX_VECTORS)
 MAX_IN_FLIGHT = 256
 """Requests at the device at a time; the rest waits for their completions, for which the engine has a bounded ring."""
 MIN_BLOCKS = 1024
@@ -35,84 +41,132 @@ _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 
 
-@dataclass(slots=True)
 class _Operation:
     """One `read` or `write` of the caller."""
 
-    write: bool
-    durable: bool
-    sector: int
-    buffers: list[Buffer]
-    size: int
-    done: Done
+    __slots__ = ("buffers", "done", "durable", "sector", "size", "write")
 
-    @property
-    def end(self) -> int:
-        return self.sector + self.size // SECTOR
+    def __init__(
+        self,
+        write: cython.bint,
+        durable: cython.bint,
+        sector: cython.longlong,
+        buffers: list[Buffer],
+        size: cython.longlong,
+        done: Done,
+    ) -> None:
+        self.write = write
+        self.durable = durable
+        self.sector = sector
+        self.buffers = buffers
+        self.size = size
+        self.done = done
+
+    def end(self) -> cython.longlong:
+        """The sector behind it."""
+        return self.sector + self.size // _SECTOR
 
 
-@dataclass(slots=True)
 class _Request:
     """Neighbouring operations as one request to the device.  `skip` bytes of it are done already."""
 
-    operations: list[_Operation]
-    size: int
-    skip: int = 0
+    __slots__ = ("operations", "size", "skip")
+
+    def __init__(self, operations: list[_Operation]) -> None:
+        self.operations = operations
+        self.size = 0
+        self.skip = 0
+        operation: _Operation
+        for operation in operations:
+            self.size += operation.size
 
 
-@dataclass(slots=True)
 class _Flush:
-    done: Done
+    __slots__ = ("done",)
+
+    def __init__(self, done: Done) -> None:
+        self.done = done
 
 
-@dataclass(slots=True)
 class BlockDevice:
     """A `Disk` on an open descriptor."""
 
-    fd: int
-    path: str
-    nblocks: int
-    sector_bytes: int
-    direct: bool
-    engine: Engine
-    counts: DiskStatistics = field(default_factory=DiskStatistics)
-    _queued: list[_Operation] = field(default_factory=list)
-    _flushes: list[_Flush] = field(default_factory=list)
-    _in_flight: int = 0
-    _running: int = 0
-    _backlog: deque[_Request | _Flush] = field(default_factory=deque)
-    """Submitted, and waiting for room in flight."""
+    __slots__ = (
+        "_backlog",
+        "_bytes_read",
+        "_bytes_written",
+        "_errors",
+        "_flushes",
+        "_in_flight",
+        "_operations",
+        "_queued",
+        "_reads",
+        "_running",
+        "_syncs",
+        "_writes",
+        "direct",
+        "engine",
+        "fd",
+        "nblocks",
+        "path",
+        "sector_bytes",
+    )
 
-    def read(self, sector: int, buffers: Sequence[Buffer], done: Done) -> None:
-        self._queue(_Operation(False, False, sector, list(buffers), check_request(self, sector, buffers), done))
+    def __init__(self, fd: int, path: str, nblocks: int, sector_bytes: int, direct: bool, engine: Engine) -> None:
+        self.fd = fd
+        self.path = path
+        self.nblocks = nblocks
+        self.sector_bytes = sector_bytes
+        self.direct = direct
+        self.engine = engine
+        self._operations = self._reads = self._writes = self._syncs = 0
+        self._bytes_read = self._bytes_written = self._errors = 0
+        self._queued: list[_Operation] = []
+        self._flushes: list[_Flush] = []
+        self._in_flight = 0
+        self._running = 0
+        self._backlog: deque[_Request | _Flush] = deque()
+        """Submitted, and waiting for room in flight."""
 
-    def write(self, sector: int, buffers: Sequence[Buffer], done: Done, *, durable: bool = False) -> None:
-        self._queue(_Operation(True, durable, sector, list(buffers), check_request(self, sector, buffers), done))
+    def read(self, sector: cython.longlong, buffers: Sequence[Buffer], done: Done) -> None:
+        self._queued.append(self._operation(False, False, sector, buffers, done))
+
+    def write(self, sector: cython.longlong, buffers: Sequence[Buffer], done: Done, *, durable: bool = False) -> None:
+        self._queued.append(self._operation(True, durable, sector, buffers, done))
 
     def flush(self, done: Done) -> None:
         self._flushes.append(_Flush(done))
         self._in_flight += 1
-        self.counts.operations += 1
+        self._operations += 1
 
-    def _queue(self, operation: _Operation) -> None:
-        self._queued.append(operation)
+    def _operation(
+        self, write: cython.bint, durable: cython.bint, sector: cython.longlong, buffers: Sequence[Buffer], done: Done
+    ) -> _Operation:
+        listed = list(buffers)
+        size: cython.longlong = 0
+        for buffer in listed:
+            size += buffer.nbytes
+        if size == 0 or size % _SECTOR or sector < 0 or sector * _SECTOR + size > self.nblocks * _BLOCK:
+            check_request(self, sector, buffers)  # which says what is wrong
         self._in_flight += 1
-        self.counts.operations += 1
+        self._operations += 1
+        return _Operation(write, durable, sector, listed, size, done)
 
     def submit(self) -> None:
         if self._queued:
             queued, self._queued = self._queued, []
-            queued.sort(key=lambda operation: (operation.write, operation.durable, operation.sector))
+            if not _sorted(queued):
+                queued.sort(key=_order)
             for operations in _merge(queued):
-                self._start(_Request(operations, sum(operation.size for operation in operations)))
+                self._start(_Request(operations))
         for flush in self._flushes:
             self._start(flush)
-            self.counts.flushes += 1
+            self._syncs += 1
         self._flushes.clear()
         self.engine.submit()
 
     def poll(self) -> int:
-        delivered = 0
+        delivered: cython.long = 0
         for token, result in self.engine.reap():
             self._running -= 1
             if isinstance(token, _Flush):
@@ -132,7 +186,15 @@ class BlockDevice:
         return self.engine.fileno()
 
     def statistics(self) -> DiskStatistics:
-        return self.counts
+        return DiskStatistics(
+            self._operations,
+            self._reads,
+            self._writes,
+            self._syncs,
+            self._bytes_read,
+            self._bytes_written,
+            self._errors,
+        )
 
     def close(self) -> None:
         """Wait for nothing: the caller has drained the disk."""
@@ -149,67 +211,105 @@ class BlockDevice:
         self._running += 1
         if isinstance(request, _Flush):
             self.engine.queue_sync(self.fd, request)
-            return
-        first = request.operations[0]
-        buffers = [buffer for operation in request.operations for buffer in operation.buffers]
+        else:
+            self._transfer(request)
+
+    def _transfer(self, request: _Request) -> None:
+        operation: _Operation
+        first: _Operation = request.operations[0]
+        buffers: list[Buffer] = first.buffers
+        if len(request.operations) > 1:
+            buffers = []
+            for operation in request.operations:
+                buffers += operation.buffers
         if request.skip:
             buffers = _after(buffers, request.skip)
         flags = RWF_DSYNC if first.durable else 0
         offset = first.sector * SECTOR + request.skip
-        self.engine.queue_rw(first.write, self.fd, offset, buffers[:MAX_VECTORS], request, flags)
+        if len(buffers) > _VECTORS:
+            buffers = buffers[:MAX_VECTORS]
+        self.engine.queue_rw(first.write, self.fd, offset, buffers, request, flags)
         if first.write:
-            self.counts.write_requests += 1
+            self._writes += 1
         else:
-            self.counts.read_requests += 1
+            self._reads += 1
 
-    def _finish(self, request: _Request, result: int) -> int:
-        write = request.operations[0].write
+    def _finish(self, request: _Request, result: cython.long) -> cython.long:
+        """What the device did with a request; how many operations have ended."""
+        operation: _Operation = request.operations[0]
+        delivered: cython.long = 0
+        code: cython.int = 0
         if result > 0 and request.skip + result < request.size:
             request.skip += result  # the device stopped short: go on from there
             self._start(request)
             self.engine.submit()
             return 0
         if result > 0:
-            if write:
-                self.counts.bytes_written += request.size
+            if operation.write:
+                self._bytes_written += request.size
             else:
-                self.counts.bytes_read += request.size
-            code = 0
+                self._bytes_read += request.size
         elif len(request.operations) > 1:
             for operation in request.operations:
-                self._start(_Request([operation], operation.size))
+                self._start(_Request([operation]))
             self.engine.submit()
             return 0
         else:
             code = -result or errno.EIO  # nothing transferred: the device is shorter than it was
-        return sum(self._deliver(operation.done, code) for operation in request.operations)
+        for operation in request.operations:
+            delivered += self._deliver(operation.done, code)
+        return delivered
 
-    def _deliver(self, done: Done, code: int) -> int:
+    def _deliver(self, done: Done, code: cython.int) -> cython.long:
         self._in_flight -= 1
         if code:
-            self.counts.errors += 1
+            self._errors += 1
         done(code)
         return 1
 
 
-def _merge(queued: Sequence[_Operation]) -> list[list[_Operation]]:
+_order = attrgetter("write", "durable", "sector")
+
+
+def _sorted(queued: list[_Operation]) -> cython.bint:
+    """Whether they are in that order, as the kernel's requests are."""
+    last: _Operation = queued[0]
+    operation: _Operation
+    for operation in queued:
+        if operation.write != last.write or operation.durable != last.durable:
+            if last.write or last.durable or operation.durable:
+                return False
+        elif operation.sector < last.sector:
+            return False
+        last = operation
+    return True
+
+
+def _merge(queued: list[_Operation]) -> list[list[_Operation]]:
     """Runs of neighbours, each within the bounds of one request.  `queued` is sorted."""
     runs: list[list[_Operation]] = []
-    size = vectors = 0
+    run: list[_Operation] = []
+    size: cython.longlong = 0
+    vectors: cython.long = 0
+    operation: _Operation
+    last: _Operation | None = None
     for operation in queued:
-        last = runs[-1][-1] if runs else None
         if (
             last is not None
-            and (last.write, last.durable, last.end) == (operation.write, operation.durable, operation.sector)
-            and size + operation.size <= MAX_REQUEST
-            and vectors + len(operation.buffers) <= MAX_VECTORS
+            and last.end() == operation.sector
+            and last.write == operation.write
+            and last.durable == operation.durable
+            and size + operation.size <= _MOST
+            and vectors + len(operation.buffers) <= _VECTORS
         ):
-            runs[-1].append(operation)
-            size += operation.size
-            vectors += len(operation.buffers)
+            run.append(operation)
         else:
-            runs.append([operation])
-            size, vectors = operation.size, len(operation.buffers)
+            run = [operation]
+            runs.append(run)
+            size = vectors = 0
+        size += operation.size
+        vectors += len(operation.buffers)
+        last = operation
     return runs
 
 

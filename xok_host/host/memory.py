@@ -2,7 +2,8 @@
 
 M-1  Sealed against shrinking, growing and further seals before anybody else gets a descriptor: no reader is ever hit by
      SIGBUS.
-M-2  Allocated in full at once: a reader that touches it cannot make it grow, and xokd never runs into a hole.
+M-2  Allocated and mapped in full at once: a reader that touches it cannot make it grow, and xokd never runs into a
+     hole, nor into a page fault in the middle of a request.
 M-3  With `private`, no other process can map it writable or write to it at all (F_SEAL_FUTURE_WRITE); what readers
      get is a read-only descriptor in any case.
 M-4  Owned by root, mode 0600: an environment cannot reopen its descriptor for more than it was given.
@@ -53,7 +54,7 @@ def allocate(name: str, nbytes: int, *, private: bool) -> Shared:
         os.fchmod(fd, 0o600)
         os.ftruncate(fd, nbytes)
         os.posix_fallocate(fd, 0, nbytes)
-        mapping = mmap.mmap(fd, nbytes)
+        mapping = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals | (_F_SEAL_FUTURE_WRITE if private else 0))
         reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

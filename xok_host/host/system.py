@@ -35,10 +35,11 @@ from xok_host.abi.errors import (
     XokError,
     by_code,
 )
-from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE, SECTOR, Right
+from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE, Right
 from xok_host.abi.views import CountersView
 from xok_host.host.blockdev import BlockDevice, open_disk
 from xok_host.host.callloop import CallLoop
+from xok_host.host.carrier import Carrier
 from xok_host.host.config import Config
 from xok_host.host.environments import NetworkGrant
 from xok_host.host.network import Network
@@ -48,7 +49,6 @@ from xok_host.host.signature import naming
 from xok_host.kernel.capability import ADDRESS, Capability
 from xok_host.kernel.env import Environment
 from xok_host.kernel.kernel import Kernel
-from xok_host.kernel.request import IoOp, IoRequest
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED
 from xok_host.kernel.xn.patching import PatchCalls
 from xok_host.kernel.xn.recover import Report, read_catalogue
@@ -94,6 +94,7 @@ class System:
                 self._tables.entries,
                 self._tables.buckets,
             )
+            self._carrier = Carrier(self.kernel, self.disks)
             self.patching = PatchCalls(self.kernel)
             self.patching.reports = {dev: report for dev, report in reports.items() if report is not None}
             self.kernel.add_handler(CallNumber.FILTER_INSERT, self._filter_insert)
@@ -127,10 +128,7 @@ class System:
 
     def after_turn(self) -> None:
         """Start requests, hand out completions."""
-        for request in self.kernel.take_io():
-            self._start(request)
-        for disk in self.disks.values():
-            disk.submit()
+        self._carrier.start()
         completions = self.kernel.completions
         while completions:
             env, cookie, code, r0, r1, data = completions.popleft()
@@ -138,21 +136,6 @@ class System:
                 self._complete(env, Completion(cookie, code, r0, r1, data))
             else:
                 self.loop.post(env, Event(code), r0, r1)
-
-    def _start(self, request: IoRequest) -> None:
-        def done(errno: int) -> None:
-            self.kernel.io_done(request.token, errno)
-
-        disk = self.disks[request.dev]
-        if request.op == IoOp.FLUSH:
-            disk.flush(done)
-            return
-        view = self.kernel.pages.view
-        buffers = [view(page)[first * SECTOR : (first + count) * SECTOR] for page, first, count in request.iov]
-        if request.op == IoOp.READ:
-            disk.read(request.sector, buffers, done)
-        else:
-            disk.write(request.sector, buffers, done)
 
     def _watch(self, disk: BlockDevice) -> None:
         def ready() -> None:
@@ -364,7 +347,7 @@ class System:
             "cache": {
                 "pages_in_use": self.kernel.pages.in_use,
                 "pages_limit": self._config.memory_chunks * CHUNK_PAGES,
-                "blocks": len(self.kernel.registry.cached),
+                "blocks": self.kernel.registry.in_core(),
                 "dirty": sum(disk["dirty"] for disk in disks),
             },
             "counters": {**counters, "crossings": counts.crossings, "turns": counts.turns, "faults": counts.faults},

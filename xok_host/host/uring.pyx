@@ -13,6 +13,7 @@ No more may be in flight than the ring has room for completions of (`room`): wha
 asks the kernel for it, and this module asks for nothing.
 """
 
+cimport cython
 from libc.errno cimport EAGAIN, EBUSY, EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -54,7 +55,7 @@ cdef extern from *:
         io_sqring_offsets sq_off
         io_cqring_offsets cq_off
     enum:
-        IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC
+        IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_READ, IORING_OP_WRITE, IORING_OP_FSYNC
         IORING_FSYNC_DATASYNC, IORING_OFF_SQ_RING, IORING_OFF_SQES
         IORING_FEAT_SINGLE_MMAP, IORING_FEAT_SUBMIT_STABLE, IORING_REGISTER_EVENTFD
         SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register
@@ -78,11 +79,14 @@ cdef int _raise(what) except -1:
     raise OSError(code, (<bytes>strerror(code)).decode(), what)
 
 
+@cython.final
+@cython.no_gc
 cdef class _Request:
-    """Buffers and vectors of one request, until it is reaped."""
+    """Buffers and vectors of one request, until it is reaped.  A single buffer needs no memory beside it."""
 
     cdef iovec *vectors
     cdef Py_buffer *buffers
+    cdef Py_buffer one
     cdef Py_ssize_t count
     cdef object token
 
@@ -90,8 +94,9 @@ cdef class _Request:
         cdef Py_ssize_t i
         for i in range(self.count):
             PyBuffer_Release(&self.buffers[i])
-        free(self.vectors)
-        free(self.buffers)
+        if self.buffers != &self.one:
+            free(self.vectors)
+            free(self.buffers)
 
 
 cdef class Ring:
@@ -202,23 +207,34 @@ cdef class Ring:
         cdef Py_ssize_t n = len(buffers), i
         if not 0 < n <= 1024:
             raise ValueError("1 to 1024 buffers a request")
-        cdef _Request request = _Request()
+        cdef _Request request = _Request.__new__(_Request)
+        cdef io_uring_sqe *sqe
+        cdef int access = PyBUF_SIMPLE if write else PyBUF_WRITABLE
         request.token = token
-        request.vectors = <iovec *>calloc(n, sizeof(iovec))
-        request.buffers = <Py_buffer *>calloc(n, sizeof(Py_buffer))
-        if request.vectors == NULL or request.buffers == NULL:
-            raise MemoryError
-        for i in range(n):
-            PyObject_GetBuffer(buffers[i], &request.buffers[i], PyBUF_SIMPLE if write else PyBUF_WRITABLE)
-            request.count = i + 1
-            request.vectors[i].iov_base = request.buffers[i].buf
-            request.vectors[i].iov_len = request.buffers[i].len
-        cdef io_uring_sqe *sqe = self._entry(request)
-        sqe.opcode = IORING_OP_WRITEV if write else IORING_OP_READV
+        if n == 1:
+            request.buffers = &request.one
+            PyObject_GetBuffer(buffers[0], &request.one, access)
+            request.count = 1
+            sqe = self._entry(request)
+            sqe.opcode = IORING_OP_WRITE if write else IORING_OP_READ
+            sqe.addr = <uint64_t><size_t>request.one.buf
+            sqe.len = <uint32_t>request.one.len
+        else:
+            request.vectors = <iovec *>calloc(n, sizeof(iovec))
+            request.buffers = <Py_buffer *>calloc(n, sizeof(Py_buffer))
+            if request.vectors == NULL or request.buffers == NULL:
+                raise MemoryError
+            for i in range(n):
+                PyObject_GetBuffer(buffers[i], &request.buffers[i], access)
+                request.count = i + 1
+                request.vectors[i].iov_base = request.buffers[i].buf
+                request.vectors[i].iov_len = request.buffers[i].len
+            sqe = self._entry(request)
+            sqe.opcode = IORING_OP_WRITEV if write else IORING_OP_READV
+            sqe.addr = <uint64_t><size_t>request.vectors
+            sqe.len = <uint32_t>n
         sqe.fd = fd
         sqe.off = offset
-        sqe.addr = <uint64_t><size_t>request.vectors
-        sqe.len = <uint32_t>n
         sqe.rw_flags = flags
         self._queued += 1
 

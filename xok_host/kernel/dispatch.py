@@ -7,8 +7,11 @@ call.  The call table (xok_host.abi.calltable) says what each takes and how it f
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import cython
 
 from xok_host.abi import ops
 from xok_host.abi.calls import MAX_OPS, TEMPORARY_ROOT, CallNumber, CatalogueEntry, pack_transaction, unpack_extents
@@ -49,6 +52,8 @@ from xok_host.kernel.pages import DATA
 from xok_host.kernel.tables import REGISTRY_ENTRIES
 from xok_host.kernel.xn import apply, bind, order, traced, txn, types, udf
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, FLAG_TEMPORARY, check_name
+from xok_host.kernel.xn.device import Device
+from xok_host.kernel.xn.io import DeviceIo
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import Cached
 from xok_host.kernel.xn.shadow import Transaction
@@ -70,14 +75,14 @@ RESERVED_SHIFT = 32
 """`CatalogueEntry.flags` of raw blocks installed under a reserved name: the type id that they will have."""
 _DEVICE_BYTES = BLOCK_LIMIT * BLOCK
 _TRIPLE = struct.Struct("<QQQ")
-_ATTACHED = int(Flag.ATTACHED)
-_META = int(Flag.META)
-_READING = int(Flag.READING)
-_ROOT = int(Flag.ROOT)
-_TEMPORARY = int(Flag.TEMPORARY)
+_ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
+_META = cython.declare(cython.uint, int(Flag.META))
+_READING = cython.declare(cython.uint, int(Flag.READING))
+_ROOT = cython.declare(cython.uint, int(Flag.ROOT))
+_TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
 _READ = int(Right.READ)
 _WRITE = int(Right.WRITE)
-_VALID = int(Flag.VALID)
+_VALID = cython.declare(cython.uint, int(Flag.VALID))
 
 
 class Dispatch:
@@ -134,7 +139,7 @@ class Dispatch:
         given = pages.alloc_run(pages.arena(access, env.id, DATA), count)
         env.pages.update(given)
         env.trees.add(capability)
-        return count, 0, struct.pack(f"<{count}Q", *given)
+        return count, 0, array("Q", given).tobytes()
 
     def page_free(self, env: Environment, call: Entry) -> Result:
         if len(call.data) % 8:
@@ -453,11 +458,13 @@ class Dispatch:
         return pending
 
     def delete_attr(self, env: Environment, call: Entry) -> Result:
-        device = self._kernel.device(call.a0)
+        device: Device = self._kernel.device(call.a0)
         extents = unpack_extents(call.data)
         bind.check_extents(device, extents)
         found: dict[Cached, None] = {}
         """Each once, however often it is named."""
+        block: cython.ulonglong
+        entry: Cached | None
         for db, count, _ in extents:
             for block in range(db, db + count):
                 entry = device.get(block)
@@ -479,19 +486,33 @@ class Dispatch:
         return self._write(call.a0, unpack_extents(call.data))
 
     def _write(self, dev: int, extents: bind.Extents) -> Result:
-        device = self._kernel.device(dev)
+        device: Device = self._kernel.device(dev)
+        io: DeviceIo = device.io
         pending = Pending(_ignore)
-        found = []
-        for db, count, mask in _bounded(extents):
+        block: cython.ulonglong
+        entry: Cached | None
+        runs: cython.long
+        pieces: cython.long = 0
+        blocks: cython.long = 0
+        for db, count, _ in _bounded(extents):
+            if not count:
+                continue
+            if db + count > BLOCK_LIMIT:
+                raise NotInCore(f"block {max(db, BLOCK_LIMIT)} is not in the registry")
+            for block in range(db, db + count):
+                if device.get(block) is None:
+                    raise NotInCore(f"block {block} is not in the registry")
+        for db, count, mask in extents:
+            if not count:
+                continue
+            sectors: cython.int = mask & ALL_SECTORS or ALL_SECTORS
             for block in range(db, db + count):
                 entry = device.get(block)
-                if entry is None:
-                    raise NotInCore(f"block {block} is not in the registry")
-                found.append((entry, mask & ALL_SECTORS or ALL_SECTORS))
-        for entry, mask in found:
-            runs = device.io.write(entry, mask, pending)
-            pending.r0 += runs
-            pending.r1 += runs > 0
+                assert entry is not None
+                runs = io.write(entry, sectors, pending)
+                pieces += runs
+                blocks += runs > 0
+        pending.r0, pending.r1 = pieces, blocks
         return pending
 
     def flush(self, env: Environment, call: Entry) -> Result:

@@ -32,6 +32,7 @@ from xok_host.kernel.request import IoRequest
 from xok_host.kernel.tables import Counters, Tables
 from xok_host.kernel.xn import order, privileged, startup
 from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
+from xok_host.kernel.xn.io import DeviceIo
 from xok_host.kernel.xn.locks import Locks
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
@@ -197,9 +198,10 @@ class Kernel:
 
     def io_done(self, token: int, errno: int) -> None:
         number = token & 0xFF
-        device = self.devices.get(number) or self.starting[number]
-        device.io.done(token, errno)
-        if number in self.devices:
+        device = self.devices.get(number)
+        io: DeviceIo = device.io if device is not None else self.starting[number].io
+        io.done(token, errno)
+        if self.starting and number in self.devices:
             self.starting.pop(number, None)
 
     def post_event(self, env: Environment, event: Event, r0: int, r1: int) -> None:
@@ -351,19 +353,15 @@ class Kernel:
         return False
 
     def _evict(self, wanted: Callable[[Cached], bool]) -> bool:
-        passed = []
-        found = None
-        for entry in self.registry.cached.values():
+        registry: Registry = self.registry
+        entry: Cached | None = registry.oldest()
+        for _ in range(min(MAX_EVICTION_SCAN, registry.in_core())):
+            assert entry is not None
+            following = registry.newer(entry)
             if entry.evictable() and wanted(entry):
-                found = entry
-                break
-            passed.append(entry)
-            if len(passed) >= MAX_EVICTION_SCAN:
-                break
-        for entry in passed:
-            self.registry.touch(entry)  # the next search need not look at them again at once
-        if found is None:
-            return False
-        found.device.forget(found)
-        self.counters.add("registry_evictions")
-        return True
+                entry.device.forget(entry)
+                self.counters.add("registry_evictions")
+                return True
+            registry.touch(entry)  # the next search need not look at it again at once
+            entry = following
+        return False

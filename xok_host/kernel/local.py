@@ -380,7 +380,7 @@ class LocalXok:
         if not errno:
             sector = request.sector
             for page, first, count in request.iov:
-                view = self.page_bytes(page)[first * SECTOR : (first + count) * SECTOR]
+                view = self.kernel.pages.span(page, first, count)
                 if request.op == IoOp.READ:
                     view[:] = disk.read_sectors(sector, count)
                 else:
@@ -423,9 +423,9 @@ class LocalXok:
             if request.op == IoOp.WRITE:
                 sector = request.sector
                 for page, first, count in request.iov:
-                    for index in range(first, first + count):
-                        raw = bytes(self.page_bytes(page)[index * SECTOR : index * SECTOR + SECTOR])
-                        in_flight[request.dev].append((sector, raw))
+                    raw = bytes(self.kernel.pages.span(page, first, count))
+                    for at in range(0, len(raw), SECTOR):
+                        in_flight[request.dev].append((sector, raw[at : at + SECTOR]))
                         sector += 1
         self.held = []
         for dev, disk in self.disks.items():

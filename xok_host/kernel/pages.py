@@ -7,6 +7,8 @@ PAGES-3  A page is given out with one hold; it returns to its arena when the las
          way to the disk each hold theirs.
 PAGES-4  A chunk changes arenas only when no page of it is held and no living environment maps it; it is zeroed then.
 PAGES-5  No arena takes more than three quarters of the chunks, so that there is always room for others.
+PAGES-6  Pages are taken from the front of a chunk, and a run of them where a chunk has one: neighbours on the disk that
+         are neighbours in memory are one piece of a request.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from typing import Any, Protocol
 import cython
 
 from xok_host.abi.errors import LimitReached
-from xok_host.abi.types import BLOCK, CHUNK_BYTES, CHUNK_PAGES
+from xok_host.abi.types import BLOCK, CHUNK_BYTES, CHUNK_PAGES, SECTOR
 
 META, DATA, QUARANTINE = "meta", "data", "quarantine"
 """Kinds of chunks: what xokd alone writes, what one environment writes, and what nobody may read yet."""
 
 _ZEROS = bytes(BLOCK)
 _CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
+_SLOTS = cython.declare(cython.long, CHUNK_PAGES)
 _BLOCK = cython.declare(cython.ulonglong, BLOCK)
+_SECTOR = cython.declare(cython.ulonglong, SECTOR)
 
 
 class Memory(Protocol):
@@ -64,22 +68,24 @@ class Access:
 
 
 class Arena:
-    """Pages with equal access.  `free` holds page numbers, `chunks` chunk numbers."""
+    """Pages with equal access.  `chunks` holds chunk numbers, `open` the chunks that have free pages: the last of them
+    is in use, and one that has just got its first free page goes to the front."""
 
-    __slots__ = ("access", "chunks", "free", "kind", "writer")
+    __slots__ = ("access", "chunks", "kind", "open", "writer")
 
     def __init__(self, access: Access, writer: int, kind: str) -> None:
         self.access = access
         self.writer = writer
         self.kind = kind
-        self.free: list[int] = []
+        self.open: list[Chunk] = []
         self.chunks: list[int] = []
 
 
 class Chunk:
-    """`users[slot]` counts holds; `mapped` are the environments that were given its memory file."""
+    """`users[slot]` counts holds, `held` the slots that have some, and none below `low` is free; `mapped` are the
+    environments that were given its memory file."""
 
-    __slots__ = ("arena", "held", "kind", "mapped", "number", "users", "view")
+    __slots__ = ("arena", "held", "kind", "low", "mapped", "number", "users", "view")
 
     def __init__(self, number: int, view: memoryview, arena: Arena, kind: str) -> None:
         self.number = number
@@ -88,7 +94,28 @@ class Chunk:
         self.kind = kind
         self.users: Any = array("H", bytes(2 * CHUNK_PAGES))
         self.held = 0
+        self.low = 0
         self.mapped: set[int] = set()
+
+    def take(self) -> cython.long:
+        """The first free slot, with one hold.  There is one."""
+        slot: cython.long = self.low
+        while self.users[slot]:
+            slot += 1
+        self.users[slot] = 1
+        self.held += 1
+        self.low = slot + 1
+        return slot
+
+    def find_run(self, count: cython.long) -> cython.long:
+        """The first of `count` free slots in a row; -1 if there are none."""
+        slot: cython.long
+        length: cython.long = 0
+        for slot in range(self.low, _SLOTS):
+            length = 0 if self.users[slot] else length + 1
+            if length == count:
+                return slot - count + 1
+        return -1
 
 
 class Pages:
@@ -96,7 +123,9 @@ class Pages:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._chunks: dict[int, Chunk] = {}
+        self._chunks: list[Chunk | None] = []
+        """By number."""
+        self._existing = 0
         self._access: dict[tuple[frozenset[int], frozenset[int]], Access] = {}
         self._arenas: dict[tuple[Access, int, str], Arena] = {}
         self._exhausted = False
@@ -113,7 +142,7 @@ class Pages:
     @property
     def total(self) -> int:
         """Pages in all chunks that exist."""
-        return len(self._chunks) * CHUNK_PAGES
+        return self._existing * CHUNK_PAGES
 
     def access(self, read: frozenset[int], write: frozenset[int]) -> Access:
         key = (read, write)
@@ -130,20 +159,35 @@ class Pages:
             found = self._arenas[key] = Arena(access, writer, kind)
         return found
 
+    def _of(self, page: cython.ulonglong) -> Chunk:
+        """The chunk of a page that there is."""
+        return self._chunks[page // _CHUNK]  # type: ignore[return-value]
+
     def alloc(self, arena: Arena) -> cython.ulonglong:
         """A page with one hold, contents undefined (but nobody else's, PAGES-4).  Raises LimitReached."""
-        if not arena.free:
+        if not arena.open:
             self._refill(arena)
-        page: cython.ulonglong = arena.free.pop()
-        chunk: Chunk = self._chunks[page // _CHUNK]
-        chunk.users[page % _CHUNK] = 1
-        chunk.held += 1
+        chunk: Chunk = arena.open[-1]
+        slot: cython.ulonglong = chunk.take()
+        if chunk.held == _SLOTS:
+            arena.open.pop()
         self.in_use += 1
-        return page
+        return chunk.number * _CHUNK + slot
 
-    def alloc_run(self, arena: Arena, count: int) -> list[int]:
-        """`count` pages, in contiguous runs where possible (ascending)."""
+    def alloc_run(self, arena: Arena, count: cython.long) -> list[int]:
+        """`count` pages, ascending, in contiguous runs where possible (PAGES-6)."""
         pages: list[int] = []
+        chunk: Chunk
+        slot: cython.long
+        if count > 1:
+            if not arena.open:
+                self._refill(arena)
+            for chunk in reversed(arena.open):
+                slot = chunk.find_run(count)
+                if slot >= 0:
+                    self._take_run(chunk, slot, count)
+                    first: cython.ulonglong = chunk.number * _CHUNK + slot
+                    return list(range(first, first + count))
         try:
             while len(pages) < count:
                 pages.append(self.alloc(arena))
@@ -154,63 +198,85 @@ class Pages:
         pages.sort()
         return pages
 
+    def _take_run(self, chunk: Chunk, slot: int, count: int) -> None:
+        """Those slots, which are free."""
+        index: cython.long
+        end: cython.long = slot + count
+        for index in range(slot, end):
+            chunk.users[index] = 1
+        if chunk.low == slot:
+            chunk.low = end
+        chunk.held += count
+        if chunk.held == _SLOTS:
+            chunk.arena.open.remove(chunk)
+        self.in_use += count
+
     def hold(self, page: cython.ulonglong) -> None:
-        chunk: Chunk = self._chunks[page // _CHUNK]
+        chunk: Chunk = self._of(page)
         chunk.users[page % _CHUNK] += 1
 
     def drop(self, page: cython.ulonglong) -> None:
         """Drop one hold; the last one frees the page."""
-        chunk: Chunk = self._chunks[page // _CHUNK]
-        slot: cython.int = page % _CHUNK
+        chunk: Chunk = self._of(page)
+        slot: cython.long = page % _CHUNK
         assert chunk.users[slot], f"page {page} is not held"
         chunk.users[slot] -= 1
         if not chunk.users[slot]:
+            if chunk.held == _SLOTS:
+                chunk.arena.open.insert(0, chunk)
+            if slot < chunk.low:
+                chunk.low = slot
             chunk.held -= 1
             self.in_use -= 1
-            chunk.arena.free.append(page)
 
     def shared(self, page: cython.ulonglong) -> cython.bint:
         """Whether somebody beside the one who asks holds the page."""
-        chunk: Chunk = self._chunks[page // _CHUNK]
+        chunk: Chunk = self._of(page)
         return chunk.users[page % _CHUNK] > 1
 
     def view(self, page: cython.ulonglong) -> memoryview:
-        chunk: Chunk = self._chunks[page // _CHUNK]
+        chunk: Chunk = self._of(page)
         at: cython.ulonglong = page % _CHUNK * _BLOCK
         return chunk.view[at : at + _BLOCK]
+
+    def span(self, page: cython.ulonglong, first: cython.ulonglong, count: cython.ulonglong) -> memoryview:
+        """`count` sectors from sector `first` of the page on; they may reach into the pages behind it in its chunk."""
+        chunk: Chunk = self._of(page)
+        at: cython.ulonglong = page % _CHUNK * _BLOCK + first * _SECTOR
+        return chunk.view[at : at + count * _SECTOR]
 
     def zero(self, page: cython.ulonglong) -> None:
         self.view(page)[:] = _ZEROS
 
     def arena_of(self, page: cython.ulonglong) -> Arena:
-        chunk: Chunk = self._chunks[page // _CHUNK]
+        chunk: Chunk = self._of(page)
         return chunk.arena
 
     def chunk(self, number: int) -> Chunk | None:
-        return self._chunks.get(number)
+        return self._chunks[number] if number < len(self._chunks) else None
 
     def environment_died(self, env: int) -> None:
         """What it mapped is mapped no more; its write arenas have no writer now."""
-        for chunk in self._chunks.values():
+        for chunk in filter(None, self._chunks):
             chunk.mapped.discard(env)
         for key in [key for key in self._arenas if key[1] == env]:
             arena = self._arenas.pop(key)
             heir = self.arena(arena.access, 0, DATA)
             for number in arena.chunks:
-                self._chunks[number].arena = heir
+                self._of(number * CHUNK_PAGES).arena = heir
             heir.chunks += arena.chunks
-            heir.free += arena.free
+            heir.open += arena.open
         self._exhausted = False
 
     def _refill(self, arena: Arena) -> None:
-        """Put at least one page on the arena's free list: new chunk, another arena's idle chunk, or eviction."""
+        """Give the arena at least one free page: new chunk, another arena's idle chunk, or eviction."""
         chunk = None
         may_grow = len(arena.chunks) * 4 < self._memory.limit * 3
         if may_grow:
             chunk = self._new_chunk(arena) or self._recycle(arena)
         if chunk is None:
             while self.reclaim(arena):
-                if arena.free:
+                if arena.open:
                     return
             if may_grow and self.reclaim_chunk(self._foreign(arena)):
                 chunk = self._recycle(arena)
@@ -218,14 +284,13 @@ class Pages:
             raise LimitReached("all pages are in use")
         chunk.arena = arena
         arena.chunks.append(chunk.number)
-        first = chunk.number * CHUNK_PAGES
-        arena.free.extend(range(first + CHUNK_PAGES - 1, first - 1, -1))
+        arena.open.append(chunk)
 
     def _foreign(self, arena: Arena) -> list[Chunk]:
         """Chunks that could serve this arena if they were empty (PAGES-4)."""
         return [
             chunk
-            for chunk in self._chunks.values()
+            for chunk in filter(None, self._chunks)
             if chunk.kind == arena.kind and chunk.arena is not arena and not chunk.mapped
         ]
 
@@ -237,6 +302,8 @@ class Pages:
         except LimitReached:
             self._exhausted = True
             return None
+        self._chunks += [None] * (number + 1 - len(self._chunks))
+        self._existing += 1
         chunk = self._chunks[number] = Chunk(number, view, arena, arena.kind)
         return chunk
 
@@ -245,10 +312,10 @@ class Pages:
         for chunk in self._foreign(arena):
             if chunk.held:
                 continue
-            first = chunk.number * CHUNK_PAGES
             old = chunk.arena
             old.chunks.remove(chunk.number)
-            old.free = [page for page in old.free if not first <= page < first + CHUNK_PAGES]
+            old.open.remove(chunk)
+            chunk.low = 0
             chunk.view[:] = bytes(CHUNK_BYTES)
             return chunk
         return None

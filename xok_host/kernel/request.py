@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import attrgetter
 
-from xok_host.abi.types import SECTORS
+import cython
+
+from xok_host.abi.types import CHUNK_PAGES, SECTORS
 
 MAX_REQUEST_SECTORS = 2048
 """1 MiB: longer runs become several requests."""
+
+_MOST = cython.declare(cython.int, MAX_REQUEST_SECTORS)
+_SECTORS = cython.declare(cython.ulonglong, SECTORS)
+_CHUNK_SECTORS = cython.declare(cython.ulonglong, CHUNK_PAGES * SECTORS)
 
 
 class IoOp(IntEnum):
@@ -17,44 +23,54 @@ class IoOp(IntEnum):
     FLUSH = 3
 
 
-@dataclass(slots=True)
 class IoRequest:
     """One request to one device.
 
     `sector` is the first on the disk (512 bytes each); `iov` lists (page number, first sector in the page, sectors),
-    which lie one after another on the disk.  The pages stay as they are until `Kernel.io_done(token, errno)`.
+    which lie one after another on the disk; one may reach into the pages behind it in its chunk (`Pages.span`).  The
+    pages stay as they are until `Kernel.io_done(token, errno)`; the kernel tells `owners` of it.
     """
 
-    op: IoOp
-    dev: int
-    sector: int = 0
-    iov: list[tuple[int, int, int]] = field(default_factory=list)
-    token: int = 0
+    __slots__ = ("dev", "iov", "op", "owners", "sector", "token")
+
+    def __init__(self, op: IoOp, dev: int, sector: int, iov: list[tuple[int, int, int]], owners: list[Piece]) -> None:
+        self.op = op
+        self.dev = dev
+        self.sector = sector
+        self.iov = iov
+        self.owners = owners
+        self.token = 0
 
     @property
     def sectors(self) -> int:
         return sum(count for _, _, count in self.iov)
 
 
-@dataclass(slots=True)
 class Piece:
-    """A run of sectors of one page on its way to or from the disk; `owner` is told of its end."""
+    """`count` sectors from `first` of one page on, on their way to or from `sector` of the disk.
 
-    db: int
-    page: int
-    first: int
-    count: int
-    owner: object
+    What waits for them is a class of its own, which is told by `arrived`."""
 
-    @property
-    def sector(self) -> int:
-        return self.db * SECTORS + self.first
+    __slots__ = ("count", "first", "page", "sector")
+
+    def __init__(self, sector: int, page: int, first: int, count: int) -> None:
+        self.sector = sector
+        self.page = page
+        self.first = first
+        self.count = count
+
+    def arrived(self, errno: cython.int) -> None:
+        """It has ended: 0, or the device's errno."""
 
 
-def mask_runs(mask: int) -> list[tuple[int, int]]:
+_by_sector = attrgetter("sector")
+
+
+def mask_runs(mask: cython.int) -> list[tuple[int, int]]:
     """Runs of set bits in a sector mask, as (first, count)."""
     runs = []
-    first = 0
+    first: cython.int = 0
+    end: cython.int
     while mask >> first:
         if not mask >> first & 1:
             first += 1
@@ -67,17 +83,45 @@ def mask_runs(mask: int) -> list[tuple[int, int]]:
     return runs
 
 
-def merge(pieces: list[Piece]) -> list[list[Piece]]:
-    """The pieces in disk order, neighbours together, no run longer than MAX_REQUEST_SECTORS."""
-    pieces = sorted(pieces, key=lambda piece: (piece.db, piece.first))
-    runs: list[list[Piece]] = []
-    end = length = -1
-    for piece in pieces:
-        if piece.sector == end and length + piece.count <= MAX_REQUEST_SECTORS:
-            runs[-1].append(piece)
-            length += piece.count
-        else:
-            runs.append([piece])
-            length = piece.count
-        end = piece.sector + piece.count
-    return runs
+def requests(op: IoOp, dev: cython.ulonglong, pieces: list[Piece]) -> list[IoRequest]:
+    """The pieces in disk order, neighbours together, no request longer than MAX_REQUEST_SECTORS."""
+    out = []
+    n: cython.Py_ssize_t = len(pieces)
+    i: cython.Py_ssize_t
+    piece: Piece
+    before: Piece
+    for i in range(1, n):
+        before = pieces[i - 1]
+        piece = pieces[i]
+        if before.sector > piece.sector:
+            pieces = sorted(pieces, key=_by_sector)
+            break
+    i = 0
+    start: cython.ulonglong
+    total: cython.int
+    at: cython.ulonglong  # in memory, in sectors
+    begin: cython.ulonglong
+    end: cython.ulonglong
+    while i < n:
+        piece = pieces[i]
+        start = piece.sector
+        begin = at = piece.page * _SECTORS + piece.first
+        total = 0
+        iov: list[tuple[int, int, int]] = []
+        owners: list[Piece] = []
+        end = begin
+        while piece.sector == start + total and total + piece.count <= _MOST:
+            at = piece.page * _SECTORS + piece.first
+            if at != end or total and not at % _CHUNK_SECTORS:
+                iov.append((begin // _SECTORS, begin % _SECTORS, end - begin))
+                begin = end = at
+            end += piece.count
+            total += piece.count
+            owners.append(piece)
+            i += 1
+            if i == n:
+                break
+            piece = pieces[i]
+        iov.append((begin // _SECTORS, begin % _SECTORS, end - begin))
+        out.append(IoRequest(op, dev, start, iov, owners))
+    return out

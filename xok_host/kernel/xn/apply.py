@@ -15,20 +15,25 @@ from xok_host.abi.calls import OpFlag
 from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached, Locked
 from xok_host.abi.types import ALL_SECTORS, SECTOR, SECTORS, TYPE_XN_DB, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
-from xok_host.kernel.pages import DATA, Access
+from xok_host.kernel.pages import DATA, Access, Arena, Pages
 from xok_host.kernel.xn import order, traced, udf
 from xok_host.kernel.xn.registry import NO_PAGE, Cached
 from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction, survivor
 from xok_host.kernel.xn.types import XnType
+
+if cython.compiled:
+    from cython.cimports.xok_host.kernel.xn.order import recount
+else:
+    from xok_host.kernel.xn.order import recount
 
 if TYPE_CHECKING:
     from xok_host.kernel.env import Environment
     from xok_host.kernel.kernel import Kernel
     from xok_host.kernel.xn.device import Device
 
-_READING = int(Flag.READING)
-_TEMPORARY = int(Flag.TEMPORARY)
-_VALID = int(Flag.VALID)
+_READING = cython.declare(cython.uint, int(Flag.READING))
+_TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
+_VALID = cython.declare(cython.uint, int(Flag.VALID))
 _ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
 
@@ -97,6 +102,9 @@ def reserve(t: Transaction) -> None:
     """Everything that could still fail: pages, places in the registry, the environment's share (TXN-1)."""
     device = t.device
     assert device is not None
+    db: cython.ulonglong
+    cached: Cached | None
+    entry: Cached | None
     if not t.allocs and not t.publishes and not copies(t):
         if len(t.env.unsettled) + len(t.shadows) > t.kernel.share:
             check_share(t.kernel, t.env, _added(t))
@@ -122,8 +130,9 @@ def reserve(t: Transaction) -> None:
                 needed += 1
             elif cached.lock == LOCK_EXCLUSIVE and t.env not in cached.lock_holders:
                 raise Locked(f"block {db} is locked by another environment")
-            if device.key(db) in t.shadows:
-                raise BadCall(f"block {db} is written and published in one transaction")
+        for shadow in t.shadows.values():
+            if move.db <= shadow.entry.db < move.db + move.count:
+                raise BadCall(f"block {shadow.entry.db} is written and published in one transaction")
     for move in t.allocs:
         if move.flags & _PAGES:
             check_own_pages(t, move.page, move.count, child_access(t, move.touched.shadow))
@@ -157,7 +166,7 @@ def _involved(t: Transaction) -> list[Cached]:
     assert device is not None
     found = [shadow.entry for shadow in t.shadows.values()]
     for key in t.freed:
-        found.append(t.kernel.registry.cached[key])
+        found.append(t.kernel.registry[key])
     for move in t.publishes:
         found += device.cached_in(move.db, move.count)
     return found
@@ -200,23 +209,29 @@ def child_access(t: Transaction, shadow: Shadow) -> Access:
 
 def check_own_pages(t: Transaction, page: int, count: int, access: Access) -> None:
     """Pages of the caller's, unpublished, in the arena of those who may access the blocks."""
-    mine = t.env.pages
+    mine: set[int] = t.env.pages
+    pages: Pages = t.kernel.pages
+    last: Arena | None = None
     for number in range(page, page + count):
         if number not in mine:
             raise BadCapability(f"page {number} is not an unpublished page of the caller's")
-        arena = t.kernel.pages.arena_of(number)
+        arena: Arena = pages.arena_of(number)
+        if arena is last:
+            continue
+        last = arena
         if arena.access is not access or arena.kind != DATA:
             raise BadCapability(f"page {number} is in the arena of another capability")
 
 
 def check_pages_once(t: Transaction) -> None:
-    used: set[int] = set()
-    total = 0
-    for move in (*t.publishes, *(move for move in t.allocs if move.flags & _PAGES)):
-        used.update(range(move.page, move.page + move.count))
-        total += move.count
-    if len(used) != total:
-        raise BadCapability("a page is given to two blocks")
+    runs = [(move.page, move.count) for move in t.publishes]
+    runs += [(move.page, move.count) for move in t.allocs if move.flags & _PAGES]
+    runs.sort()
+    end = 0
+    for page, count in runs:
+        if page < end:
+            raise BadCapability("a page is given to two blocks")
+        end = page + count
 
 
 def apply(t: Transaction) -> None:
@@ -287,7 +302,7 @@ def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
             child.sequence = 1
             if not xtype.data:
                 child.changed = [1] * SECTORS
-        order.recount(child)
+        recount(child)
         device.registry.publish(child)
 
 
@@ -339,10 +354,13 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
 
 def apply_publish(t: Transaction, device: Device, move: Move) -> None:
     parent = move.touched.shadow.entry
+    entry: Cached | None
+    page: cython.ulonglong
+    index: cython.ulonglong
+    t.env.pages.difference_update(range(move.page, move.page + move.count))
     for index in range(move.count):
         entry = device.get(move.db + index)
         page = move.page + index
-        t.env.pages.discard(page)
         if entry is None:
             access = child_access(t, move.touched.shadow)
             entry = device.new_entry(move.db + index, device.data_type(), access)
@@ -355,7 +373,7 @@ def apply_publish(t: Transaction, device: Device, move: Move) -> None:
         entry.flags |= _VALID
         entry.sequence += 1
         entry.dirty = ALL_SECTORS
-        order.recount(entry)
+        recount(entry)
         device.registry.publish(entry)
 
 

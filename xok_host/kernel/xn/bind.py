@@ -16,8 +16,10 @@ from xok_host.abi.errors import BadCall, BadCapability, NotInCore, NotOwned, Xok
 from xok_host.abi.types import Flag
 from xok_host.kernel.pages import Access
 from xok_host.kernel.xn import udf
+from xok_host.kernel.xn.io import DeviceIo
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import NO_PAGE, Cached
+from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 MAX_READ = 4096
 """Blocks that one call may bring in."""
 
-_ATTACHED = int(Flag.ATTACHED)
-_QUARANTINE = int(Flag.QUARANTINE)
-_READING = int(Flag.READING)
+_ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
+_QUARANTINE = cython.declare(cython.uint, int(Flag.QUARANTINE))
+_READING = cython.declare(cython.uint, int(Flag.READING))
 
 Extents = list[tuple[int, int, int]]
 
@@ -35,9 +37,10 @@ Extents = list[tuple[int, int, int]]
 def check_extents(device: Device, extents: Extents) -> None:
     """On the disk and not too many.  Raises BadCall."""
     total = 0
+    first, end = device.superblock.first, device.nblocks
     for db, count, _ in extents:
         total += count
-        if not count or db + count > device.nblocks or db < device.superblock.first or total > MAX_READ:
+        if not count or db + count > end or db < first or total > MAX_READ:
             raise BadCall(
                 f"{count} blocks at {db}: outside what libFSes use on the disk, or more than {MAX_READ} at once"
             )
@@ -64,15 +67,16 @@ def read_and_insert(device: Device, extents: Extents, pending: Pending) -> int:
 
 
 def _start(device: Device, entry: Cached, page: cython.ulonglong, pending: Pending | None) -> None:
+    io: DeviceIo = device.io
     entry.page = entry.landing = page
+    entry.writer = device.pages.arena_of(page).writer
+    entry.flags |= _READING
     try:
         device.insert(entry)
     except XokError:
         device.pages.drop(page)
         raise
-    entry.writer = device.pages.arena_of(page).writer
-    device.io.read(entry, pending)
-    device.registry.publish(entry)
+    io.read(entry, pending)
 
 
 def bind(
@@ -96,53 +100,68 @@ def bind(
         raise BadCapability(f"the guard of block {parent.db} does not let this capability read")
     meta = device.pages.view(parent.page)
     owned: dict[int, array[int]] = {}
+    io: DeviceIo = device.io
     for db, count, part in extents:
-        if part not in owned:
-            owned[part] = xtype.template.owns(meta, part)
-        if not udf.owns(owned[part], db, count):
+        its = owned.get(part)
+        if its is None:
+            its = owned[part] = xtype.template.owns(meta, part)
+        if not udf.owns(its, db, count):
             raise NotOwned(f"partition {part} of block {parent.db} does not own {count} blocks at {db}")
     block: cython.ulonglong
+    end: cython.ulonglong
     if quarantined_only:
         for db, count, _ in extents:
             for block in range(db, db + count):
                 if device.get(block) is None:
                     raise NotInCore(f"block {block} is not in the registry")
     entry: Cached | None
+    child: XnType
     started: cython.int = 0
+    hits: cython.int = 0
+    number: cython.uint
     arena = device.pages.arena(access)
     if any(kind not in device.types for triples in owned.values() for kind in triples[2::3]):
         for db, count, part in extents:
             for block in range(db, db + count):
                 device.type_of(udf.kind_of(owned[part], block))  # before the first block leaves quarantine
     for db, count, part in extents:
-        for block in range(db, db + count):
+        number = part
+        its = owned[part]
+        run_end: cython.ulonglong = 0
+        block = db
+        end = block + count
+        while block < end:
+            if block >= run_end:
+                kind, run_end = udf.run_of(its, block)
+                child = device.type_of(kind)
             entry = device.get(block)
             if entry is None:
                 entry = device.new_entry(block, None, access)
-                _adopt(device, entry, parent, part, udf.kind_of(owned[part], block))
+                _adopt(device, entry, parent, number, child)
                 try:
                     _start(device, entry, device.pages.alloc(arena), pending)
                 except XokError:
-                    assert entry.xtype is not None
-                    entry.xtype.cached -= 1
+                    child.cached -= 1
                     raise
                 started += 1
-                continue
-            if entry.flags & _QUARANTINE:
-                _leave_quarantine(device, entry, access)
-                _adopt(device, entry, parent, part, udf.kind_of(owned[part], block))
-                device.registry.publish(entry)
-            device.registry.touch(entry)
-            device.counters.add("registry_hits")
-            if entry.flags & _READING and pending is not None:
-                device.io.await_read(entry, pending)
+            else:
+                if entry.flags & _QUARANTINE:
+                    _leave_quarantine(device, entry, access)
+                    _adopt(device, entry, parent, number, child)
+                    device.registry.publish(entry)
+                device.registry.touch(entry)
+                hits += 1
+                if entry.flags & _READING and pending is not None:
+                    io.await_read(entry, pending)
+            block += 1
+    device.counters.add("registry_hits", hits)
     return started
 
 
-def _adopt(device: Device, entry: Cached, parent: Cached, part: cython.uint, type_id: cython.uint) -> None:
+def _adopt(device: Device, entry: Cached, parent: Cached, part: cython.uint, xtype: XnType) -> None:
     """Type and parent of a block whose contents are the disk's: the pointer to it was written long ago, and metadata
     that is not attached never leaves the registry."""
-    device.set_type(entry, device.type_of(type_id))
+    device.set_type(entry, xtype)
     device.set_parent(entry, parent, part)
     entry.flags |= _ATTACHED
 

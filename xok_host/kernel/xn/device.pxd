@@ -1,5 +1,5 @@
 # C-level declarations of device.py.
-from xok_host.kernel.pages cimport Access, Pages
+from xok_host.kernel.pages cimport Access, Arena, Pages
 from xok_host.kernel.tables cimport Counters
 from xok_host.kernel.xn.freemap cimport FreeMap
 from xok_host.kernel.xn.registry cimport Cached, Registry
@@ -16,7 +16,7 @@ cdef class Device:
     cdef public dict types, roots
     cdef public list catalogue_frees, moves
     cdef public long long waiting_frees
-    cpdef object get(self, unsigned long long db)
+    cpdef Cached get(self, unsigned long long db)
     cpdef XnType type_of(self, unsigned long long type_id)
     cpdef Cached new_entry(self, unsigned long long db, XnType xtype, Access access)
     cpdef set_type(self, Cached entry, XnType xtype)
@@ -24,4 +24,5 @@ cdef class Device:
     cpdef insert(self, Cached entry)
     cpdef set_page(self, Cached entry, unsigned long long page)
     cpdef Access access_to_children(self, Cached entry)
+    cpdef forget(self, Cached entry)
     cpdef Cached metadata(self, unsigned long long da)

@@ -9,7 +9,7 @@ import cython
 from xok_host.abi.calls import CatalogueEntry
 from xok_host.abi.errors import LimitReached, NotInCore, WrongType
 from xok_host.abi.types import ALL_SECTORS, BLOCK_LIMIT, SECTORS, TYPE_XN_DB, Flag, da_key, disk_address
-from xok_host.kernel.pages import META, QUARANTINE, Access, Pages
+from xok_host.kernel.pages import META, QUARANTINE, Access, Arena, Pages
 from xok_host.kernel.tables import Counters
 from xok_host.kernel.xn import order, types
 from xok_host.kernel.xn.catalogue import FLAG_TEMPORARY, Catalogue
@@ -29,14 +29,15 @@ FILL_BLOCKS = 512
 """Blocks that one `fill_uninitialised` gives zeros: their holds on one page are counted in 16 bits."""
 NOBODY: frozenset[int] = frozenset()
 
-_ATTACHED = int(Flag.ATTACHED)
+_ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
 _BLOCK_LIMIT = cython.declare(cython.ulonglong, BLOCK_LIMIT)
-_META = int(Flag.META)
-_TEMPORARY = int(Flag.TEMPORARY)
-_QUARANTINE = int(Flag.QUARANTINE)
-_READING = int(Flag.READING)
-_VALID = int(Flag.VALID)
-_WILL_FREE = int(Flag.WILL_FREE)
+_NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
+_META = cython.declare(cython.uint, int(Flag.META))
+_TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
+_QUARANTINE = cython.declare(cython.uint, int(Flag.QUARANTINE))
+_READING = cython.declare(cython.uint, int(Flag.READING))
+_VALID = cython.declare(cython.uint, int(Flag.VALID))
+_WILL_FREE = cython.declare(cython.uint, int(Flag.WILL_FREE))
 
 
 class Device:
@@ -88,7 +89,8 @@ class Device:
 
     def new_entry(self, db: cython.ulonglong, xtype: XnType | None, access: Access) -> Cached:
         """An entry outside the table yet."""
-        entry = Cached(self, db, self.number << 44 | db)
+        entry: Cached = Cached.__new__(Cached)
+        entry.begin(self, db, self.number << 44 | db)
         entry.access = access
         if xtype is not None:
             self.set_type(entry, xtype)
@@ -105,7 +107,7 @@ class Device:
         xtype: XnType = parent.xtype
         entry.parent = parent
         entry.parent_sector = xtype.sector_of[part]
-        entry.parent_da = disk_address(self.number, parent.db)
+        entry.parent_da = parent.key << 12
         entry.tree = parent.tree
         entry.flags |= parent.flags & _TEMPORARY
 
@@ -113,7 +115,7 @@ class Device:
         """Put the entry in the table, evicting another if it is full.  Raises LimitReached.
 
         Anybody may have prefetched the block while it was nobody's: what waits in quarantine goes."""
-        prefetched = self.registry.get(entry.key)
+        prefetched: Cached | None = self.registry.get(entry.key)
         if prefetched is not None:
             assert prefetched.flags & _QUARANTINE
             self.forget(prefetched)
@@ -123,11 +125,11 @@ class Device:
 
     def set_page(self, entry: Cached, page: cython.ulonglong) -> None:
         """Give the entry a page whose hold it takes over; the old page is dropped."""
-        if entry.page != NO_PAGE:
+        if entry.page != _NO_PAGE:
             self.pages.drop(entry.page)
         entry.page = page
         entry.pins = 0
-        arena = self.pages.arena_of(page)
+        arena: Arena = self.pages.arena_of(page)
         entry.writer = arena.writer
         self.registry.renew(entry)
 
@@ -150,6 +152,7 @@ class Device:
 
     def forget(self, entry: Cached) -> None:
         """Take the entry out of the table: evicted, freed, or never read."""
+        xtype: XnType = entry.xtype
         if entry.counted and entry.parent is not None:
             order.count(entry, entry.parent, False)
             self.registry.publish(entry.parent)
@@ -160,14 +163,15 @@ class Device:
             entry.waits = []
             entry.total_taint = 0
             entry.taint = [0] * SECTORS
-        if entry.xtype is not None:
-            entry.xtype.cached -= 1
+        if xtype is not None:
+            xtype.cached -= 1
         if entry.charged is not None:
             del entry.charged.unsettled[entry]
             entry.charged = None
-        self.kernel.locks.entry_gone(entry)
+        if entry.lock_holders or entry.lock_queue:
+            self.kernel.locks.entry_gone(entry)
         self.registry.remove(entry)
-        if entry.page != NO_PAGE and not entry.flags & _READING:
+        if entry.page != _NO_PAGE and not entry.flags & _READING:
             self.pages.drop(entry.page)
             entry.page = NO_PAGE
 
@@ -247,12 +251,18 @@ class Device:
             if move[0] < db + count and db < move[0] + move[1] and _on_its_way(move[2], move[3])
         ]
 
-    def cached_in(self, db: int, count: int) -> list[Cached]:
+    def cached_in(self, db: cython.ulonglong, count: cython.ulonglong) -> list[Cached]:
         registry = self.registry
-        base = self.number << 44
-        if count <= len(registry.cached):
-            found = (registry.get(base | block) for block in range(db, db + count))
-            return [entry for entry in found if entry is not None]
+        base: cython.ulonglong = self.number << 44
+        block: cython.ulonglong
+        entry: Cached | None
+        if count <= registry.in_core():
+            found = []
+            for block in range(db, db + count):
+                entry = registry.get(base | block)
+                if entry is not None:
+                    found.append(entry)
+            return found
         return [entry for entry in registry.cached.values() if entry.device is self and db <= entry.db < db + count]
 
     def free_now(self, record: order.WillFree) -> None:

@@ -13,21 +13,33 @@ IO-6  A device that says that it is gone, or has written nothing for FAILED_NS i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import cython
 
 from xok_host.abi.errors import LimitReached, Tainted
 from xok_host.abi.types import SECTOR, SECTORS, Flag
-from xok_host.kernel.pages import Arena
-from xok_host.kernel.request import IoOp, IoRequest, Piece, mask_runs, merge
+from xok_host.kernel.pages import Arena, Pages
+from xok_host.kernel.request import IoOp, IoRequest, Piece, mask_runs, requests
+from xok_host.kernel.tables import Counters
 from xok_host.kernel.xn import order
 from xok_host.kernel.xn.pending import Pending
-from xok_host.kernel.xn.registry import NO_PAGE, Cached
+from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
+from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
 
-_READING = int(Flag.READING)
-_VALID = int(Flag.VALID)
+if cython.compiled:
+    from cython.cimports.xok_host.kernel.xn.order import attached, durable, link, recount
+else:
+    from xok_host.kernel.xn.order import attached, durable, link, recount
+
+_READING = cython.declare(cython.uint, int(Flag.READING))
+_VALID = cython.declare(cython.uint, int(Flag.VALID))
+_SECTORS = cython.declare(cython.int, SECTORS)
+_NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
+_NOTHING = ()
 
 
 FAILED_NS = 10_000_000_000
@@ -38,58 +50,89 @@ _GONE = frozenset((6, 19))
 """ENXIO, ENODEV: the device will not come back under this descriptor."""
 
 
-class Flight:
-    """Sectors `mask` of a block on their way to the disk, or written and not yet durable."""
+class Flight(Piece):
+    """Sectors `mask` of a block on their way to the disk, or written and not yet durable.  As a piece it is the first
+    run of them; there is a `Part` for each of the others."""
 
-    __slots__ = ("entry", "error", "mask", "page", "parts", "pending", "sequence", "written")
+    __slots__ = ("entry", "error", "io", "mask", "parts", "pending", "sequence", "written")
 
-    def __init__(self, entry: Cached, mask: int, pending: Pending | None) -> None:
+    def __init__(self, io: DeviceIo, entry: Cached, mask: cython.int, pending: Pending | None) -> None:
+        self.io = io
         self.entry = entry
         self.mask = mask
         self.page = entry.page
         self.sequence = entry.sequence
         self.pending = pending
         self.written = False
-        self.parts = 0
         self.error = 0
+        self.parts = 1
+        self.first = 0
+        self.count = _SECTORS
 
-    def arrived(self, errno: int) -> None:
+    def arrived(self, errno: cython.int) -> None:
         """One run of sectors has ended."""
         self.error = self.error or errno
         self.parts -= 1
         if not self.parts:
-            self.entry.device.io.landed(self)
+            self.io.landed(self)
 
 
-class ReadIn:
-    """A block on its way from the disk to `entry.landing`."""
+class Part(Piece):
+    """A further run of sectors of a flight."""
 
-    __slots__ = ("entry",)
+    __slots__ = ("flight",)
 
-    def __init__(self, entry: Cached) -> None:
-        self.entry = entry
+    def __init__(self, flight: Flight, first: int, count: int) -> None:
+        self.flight = flight
+        self.sector = flight.entry.db * SECTORS + first
+        self.page = flight.page
+        self.first = first
+        self.count = count
 
-    def arrived(self, errno: int) -> None:
-        self.entry.device.io.read_in(self.entry, errno)
+    def arrived(self, errno: cython.int) -> None:
+        self.flight.arrived(errno)
 
 
-class OwnSector:
-    """One of XN's own sectors on its way."""
+class ReadIn(Piece):
+    """A block on its way from the disk to `entry.landing`; `pending` waits for it, as others in `entry.readers` may."""
 
-    __slots__ = ("io", "page", "sector", "then")
+    __slots__ = ("entry", "io", "pending")
 
-    def __init__(self, io: DeviceIo, page: int, sector: int, then: Callable[[int, int], None]) -> None:
+    def __init__(self, io: DeviceIo, entry: Cached, pending: Pending | None) -> None:
+        self.sector = entry.db * _SECTORS
+        self.page = entry.landing
+        self.first = 0
+        self.count = _SECTORS
         self.io = io
-        self.page = page
+        self.entry = entry
+        self.pending = pending
+
+    def arrived(self, errno: cython.int) -> None:
+        self.io.read_in(self, errno)
+
+
+class OwnSector(Piece):
+    """One of XN's own sectors on its way; `then(what, errno)`."""
+
+    __slots__ = ("io", "then", "what")
+
+    def __init__(
+        self, io: DeviceIo, page: int, sector: int, count: int, what: int, then: Callable[[int, int], None]
+    ) -> None:
         self.sector = sector
+        self.page = page
+        self.first = sector % SECTORS
+        self.count = count
+        self.io = io
+        self.what = what
         self.then = then
 
-    def arrived(self, errno: int) -> None:
+    def arrived(self, errno: cython.int) -> None:
         self.io.device.pages.drop(self.page)
-        self.then(self.sector, errno)
+        self.then(self.what, errno)
 
 
-class Barrier:
+class Barrier(Piece):
     """A flush of the device."""
 
     __slots__ = ("then",)
@@ -97,7 +140,7 @@ class Barrier:
     def __init__(self, then: Callable[[int], None]) -> None:
         self.then = then
 
-    def arrived(self, errno: int) -> None:
+    def arrived(self, errno: cython.int) -> None:
         self.then(errno)
 
 
@@ -106,11 +149,15 @@ class DeviceIo:
 
     def __init__(self, device: Device, own: Arena) -> None:
         self.device = device
+        self._number = device.number
+        self._pages: Pages = device.pages
+        self._registry: Registry = device.registry
+        self._counters: Counters = device.counters
         self._own = own
         self._reads: list[Piece] = []
         self._writes: list[Piece] = []
-        self._barriers: list[Barrier] = []
-        self._tokens: dict[int, list[Any]] = {}
+        self._barriers: list[Piece] = []
+        self._tokens: dict[int, list[Piece]] = {}
         self._next_token = 1
         self._written: list[Flight] = []
         """Written, and not covered by a flush yet."""
@@ -130,30 +177,31 @@ class DeviceIo:
     def take(self) -> list[IoRequest]:
         """Queued I/O as sorted, merged requests."""
         out: list[IoRequest] = []
-        counters = self.device.counters
-        for op, queue in ((IoOp.READ, self._reads), (IoOp.WRITE, self._writes)):
-            if not queue:
-                continue
-            for run in merge(queue):
-                iov = [(piece.page, piece.first, piece.count) for piece in run]
-                out.append(self._request(IoRequest(op, self.device.number, run[0].sector, iov), [p.owner for p in run]))
-                blocks = len(run)
-                counters.add("disk_reads" if op == IoOp.READ else "disk_writes")
-                counters.add("disk_blocks_read" if op == IoOp.READ else "disk_blocks_written", blocks)
-            queue.clear()
+        counters = self._counters
+        if self._reads:
+            out = requests(IoOp.READ, self._number, self._reads)
+            counters.add("disk_reads", len(out))
+            counters.add("disk_blocks_read", len(self._reads))
+            self._reads = []
+        if self._writes:
+            writes = requests(IoOp.WRITE, self._number, self._writes)
+            counters.add("disk_writes", len(writes))
+            counters.add("disk_blocks_written", len(self._writes))
+            self._writes = []
+            out += writes
         for barrier in self._barriers:
-            out.append(self._request(IoRequest(IoOp.FLUSH, self.device.number), [barrier]))
+            out.append(IoRequest(IoOp.FLUSH, self._number, 0, [], [barrier]))
             counters.add("disk_flushes")
         self._barriers.clear()
+        request: IoRequest
+        for request in out:
+            request.token = self._next_token << 8 | self._number
+            self._tokens[request.token] = request.owners
+            self._next_token += 1
         return out
 
-    def _request(self, request: IoRequest, owners: list[Any]) -> IoRequest:
-        request.token = self._next_token << 8 | self.device.number
-        self._tokens[request.token] = owners
-        self._next_token += 1
-        return request
-
-    def done(self, token: int, errno: int) -> None:
+    def done(self, token: cython.ulonglong, errno: cython.int) -> None:
+        owner: Piece
         for owner in self._tokens.pop(token):
             owner.arrived(errno)
 
@@ -167,11 +215,10 @@ class DeviceIo:
     # ---- reads
 
     def read(self, entry: Cached, pending: Pending | None) -> None:
-        """Queue a read of the block to `entry.landing`; `pending` waits for it."""
-        entry.flags |= _READING
+        """Queue a read of the block, which is marked as being read, to `entry.landing`; `pending` waits for it."""
         if pending is not None:
-            self.await_read(entry, pending)
-        self._reads.append(Piece(entry.db, entry.landing, 0, SECTORS, ReadIn(entry)))
+            pending.held += 1
+        self._reads.append(ReadIn(self, entry, pending))
 
     def await_read(self, entry: Cached, pending: Pending) -> None:
         """`pending` waits for the read of the block that is on its way."""
@@ -183,71 +230,64 @@ class DeviceIo:
 
     def read_own(self, db: int, page: int, then: Callable[[int, int], None]) -> None:
         """Read one block of XN's own structures; `then(db, errno)`.  The page stays the caller's."""
-        self.device.pages.hold(page)
-        self._reads.append(Piece(db, page, 0, SECTORS, OwnSector(self, page, db, then)))
+        self._pages.hold(page)
+        self._reads.append(OwnSector(self, page, db * SECTORS, SECTORS, db, then))
 
-    def read_in(self, entry: Cached, errno: int) -> None:
-        pages = self.device.pages
-        readers, entry.readers = entry.readers, ()
-        landing, entry.landing = entry.landing, NO_PAGE
+    def read_in(self, read: ReadIn, errno: cython.int) -> None:
+        pages = self._pages
+        entry: Cached = read.entry
+        readers, entry.readers = entry.readers, _NOTHING
+        landing: cython.ulonglong = entry.landing
+        entry.landing = _NO_PAGE
         entry.flags &= ~_READING
         if errno or entry.dead:
-            if landing not in (entry.page, NO_PAGE):
+            if landing != entry.page and landing != _NO_PAGE:
                 pages.drop(landing)
             if not entry.dead:
                 self.device.forget(entry)
-            elif entry.page != NO_PAGE:
+            elif entry.page != _NO_PAGE:
                 pages.drop(entry.page)
-                entry.page = NO_PAGE
+                entry.page = _NO_PAGE
         else:
             if landing != entry.page:
                 if not entry.flags & _VALID:  # otherwise new contents were published meanwhile
                     pages.view(entry.page)[:] = pages.view(landing)
                 pages.drop(landing)
             entry.flags |= _VALID
-            self.device.registry.renew(entry)
-            self.device.registry.publish(entry)
+            self._registry.renew(entry)
+            self._registry.publish(entry)
+        if read.pending is not None:
+            read.pending.release(errno)
+        pending: Pending
         for pending in readers:
             pending.release(errno)
 
     # ---- writes
 
-    def write(self, entry: Cached, mask: int, pending: Pending | None) -> int:
+    def write(self, entry: Cached, mask: cython.int, pending: Pending | None) -> cython.long:
         """Start writing the dirty sectors of `mask`; how many runs that are.
 
         Sectors that may not be written yet (ORDER-2) make `pending` fail with Tainted; those that are on their way
         already are written after that (IO-3).
         """
-        wanted = entry.dirty & mask
+        wanted: cython.int = entry.dirty & mask
         if not wanted:
             return 0
-        tainted = 0
-        reports = self.device.reports
-        if entry.total_taint and order.attached(entry):
-            for sector in range(SECTORS):
-                if wanted >> sector & 1 and entry.taint[sector] and not reports.covers(entry, sector):
-                    tainted |= 1 << sector
-                    if pending is not None:
-                        first = order.blocker(entry, sector)
-                        pending.fail(
-                            Tainted(
-                                f"sector {sector} of block {entry.db} waits for block {first}", r0=first, r1=entry.db
-                            )
-                        )
-            if tainted:
-                self.device.counters.add("tainted_refusals")
-        wanted &= ~tainted
-        busy = wanted & entry.in_flight
+        if entry.total_taint and attached(entry):
+            wanted &= ~self._tainted(entry, wanted, pending)
+        busy: cython.int = wanted & entry.in_flight
         if busy and pending is not None:
             pending.hold()
             entry.deferred = [*entry.deferred, (pending, busy)]
         wanted &= ~busy
-        heard = bool(reports.standing) or entry.xtype is not None and entry.xtype.reboot_program is not None
+        reports = self.device.reports
+        xtype: XnType | None = entry.xtype
+        heard: cython.bint = bool(reports.standing) or xtype is not None and xtype.reboot_program is not None
         if heard:
             wanted, said = reports.admit(entry, wanted, pending)
         if not wanted:
             return 0
-        flight = Flight(entry, wanted, pending)
+        flight: Flight = Flight(self, entry, wanted, pending)
         if heard:
             reports.sent(entry, flight, said)
         if entry.flights:
@@ -256,47 +296,74 @@ class DeviceIo:
             entry.flights = [flight]
         entry.dirty &= ~wanted
         entry.in_flight |= wanted
-        order.link(entry, wanted)
-        self.device.pages.hold(entry.page)
-        runs = mask_runs(wanted)
-        flight.parts = len(runs)
-        for first, count in runs:
-            self._writes.append(Piece(entry.db, entry.page, first, count, flight))
+        if entry.fresh:
+            link(entry, wanted)
+        self._pages.hold(entry.page)
+        self._writes.append(flight)
+        if wanted != 255:
+            runs = mask_runs(wanted)
+            flight.first, flight.count = runs[0]
+            flight.parts = len(runs)
+            for first, count in runs[1:]:
+                self._writes.append(Part(flight, first, count))
+        flight.sector = entry.db * _SECTORS + flight.first
         if pending is not None:
-            pending.hold()
-        self.device.registry.publish(entry)
-        return len(runs)
+            pending.held += 1
+        self._registry.publish(entry)
+        return flight.parts
+
+    def _tainted(self, entry: Cached, wanted: cython.int, pending: Pending | None) -> cython.int:
+        """The sectors of `wanted` that wait for others; `pending` fails."""
+        tainted: cython.int = 0
+        for sector in range(SECTORS):
+            if wanted >> sector & 1 and entry.taint[sector] and not self.device.reports.covers(entry, sector):
+                tainted |= 1 << sector
+                if pending is not None:
+                    first = order.blocker(entry, sector)
+                    pending.fail(
+                        Tainted(f"sector {sector} of block {entry.db} waits for block {first}", r0=first, r1=entry.db)
+                    )
+        if tainted:
+            self._counters.add("tainted_refusals")
+        return tainted
 
     def landed(self, flight: Flight) -> None:
         """All of a flight has ended."""
-        entry = flight.entry
+        entry: Cached = flight.entry
         entry.in_flight &= ~flight.mask
-        self.device.pages.drop(flight.page)
+        self._pages.drop(flight.page)
         if flight.error:
-            entry.flights.remove(flight)
+            _ended(entry, flight)
             entry.dirty |= flight.mask
             self._failing(flight.error, entry.db)
         elif entry.dead:
-            entry.flights.remove(flight)
+            _ended(entry, flight)
         else:
             self._failing_since = 0
             flight.written = True
             entry.written |= flight.mask
             self._written.append(flight)
-        if entry.dead and entry.will_free is not None and not entry.flights:
-            record, entry.will_free = entry.will_free, None
-            record.resolve()
-        if not entry.dead:
-            order.recount(entry)
-            self.device.registry.publish(entry)
-        pending, flight.pending = flight.pending, None
-        deferred, entry.deferred = entry.deferred, ()
-        for waiting, mask in deferred:
-            if not entry.dead:
-                self.write(entry, mask, waiting)
-            waiting.release()
+        if entry.dead:
+            self._settle(entry)
+        else:
+            recount(entry)
+            self._registry.publish(entry)
+        pending: Pending | None = flight.pending
+        flight.pending = None
+        if entry.deferred:
+            deferred, entry.deferred = entry.deferred, _NOTHING
+            for waiting, mask in deferred:
+                if not entry.dead:
+                    self.write(entry, mask, waiting)
+                waiting.release()
         if pending is not None:
             pending.release(flight.error)
+
+    def _settle(self, entry: Cached) -> None:
+        """A block that was freed meanwhile may be reused, as far as its writes are concerned, when all have ended."""
+        if entry.will_free is not None and not entry.flights:
+            record, entry.will_free = entry.will_free, None
+            record.resolve()
 
     # ---- flushes
 
@@ -346,7 +413,7 @@ class DeviceIo:
                 continue
             first = sector % SECTORS
             pages.view(page)[first * SECTOR : first * SECTOR + SECTOR] = raw
-            self._writes.append(Piece(sector // SECTORS, page, first, 1, OwnSector(self, page, sector, then)))
+            self._writes.append(OwnSector(self, page, sector, 1, sector, then))
 
     def _own_written(self, sector: int, errno: int) -> None:
         if errno:
@@ -377,24 +444,24 @@ class DeviceIo:
         device = self.device
         for flight in covered:
             entry = flight.entry
-            entry.flights.remove(flight)
+            _ended(entry, flight)
             if not entry.dead:
                 entry.dirty |= flight.mask
                 self._show_written(entry)
-            elif entry.will_free is not None and not entry.flights:
-                record, entry.will_free = entry.will_free, None
-                record.resolve()
+                self._registry.publish(entry)
+            else:
+                self._settle(entry)
         for sector in self._own_sectors:
             self._mark_own(sector)
         device.catalogue_frees += freed
 
     def _show_written(self, entry: Cached) -> None:
         """The `written` mask is what flights say."""
+        flight: Flight
         entry.written = 0
         for flight in entry.flights:
             if flight.written:
                 entry.written |= flight.mask
-        self.device.registry.publish(entry)
 
     def _mark_own(self, sector: int) -> None:
         """One of XN's own sectors must be written again."""
@@ -412,17 +479,17 @@ class DeviceIo:
             self._flush_failed(covered, freed)
             self._failing(errno)
         else:
+            flight: Flight
             for flight in covered:
-                entry = flight.entry
-                entry.flights.remove(flight)
+                entry: Cached = flight.entry
+                _ended(entry, flight)
                 self._show_written(entry)
-                order.durable(entry, flight.mask, flight.sequence)
+                durable(entry, flight.mask, flight.sequence)
                 if device.reports.logs or device.reports.needed:
                     device.reports.durable(flight)
-                if entry.dead and entry.will_free is not None and not entry.flights:
-                    record, entry.will_free = entry.will_free, None
-                    record.resolve()
-                device.registry.publish(entry)
+                if entry.dead:
+                    self._settle(entry)
+                self._registry.publish(entry)
             for record in freed:
                 record.resolve()
             for name in self._own_roots:
@@ -435,3 +502,13 @@ class DeviceIo:
             pending.release(errno)
         if self._flush_next and not self._flushing:
             self._begin_flush()
+
+
+def _ended(entry: Cached, flight: Flight) -> None:
+    """The flight is over: durable, failed, or of a block that was freed."""
+    flights: list[Flight] = entry.flights
+    if len(flights) == 1:
+        assert flights[0] is flight
+        entry.flights = _NOTHING
+    else:
+        flights.remove(flight)

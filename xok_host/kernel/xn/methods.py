@@ -64,7 +64,7 @@ def _context(t: Transaction) -> bytearray:
         shadow = t.shadows.get(key)
         db = key & (1 << 44) - 1
         child = t.children.get(db)
-        entry = child if child is not None else t.kernel.registry.cached[key]
+        entry = child if child is not None else t.kernel.registry[key]
         parent, sector = _parent(t, entry)
         WITNESS.pack_into(
             out,

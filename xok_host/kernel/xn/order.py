@@ -38,9 +38,10 @@ from xok_host.kernel.xn.registry import Cached
 MAX_WALK = 64
 """Blocks that the search for a cycle looks at; beyond, the operation is refused as if it had found one."""
 
-_ATTACHED = int(Flag.ATTACHED)
-_META = int(Flag.META)
-_TEMPORARY = int(Flag.TEMPORARY)
+_ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
+_ALL = cython.declare(cython.int, ALL_SECTORS)
+_META = cython.declare(cython.uint, int(Flag.META))
+_TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
 
 
 class Wait:
@@ -123,7 +124,7 @@ def attached(entry: Cached) -> cython.bint:
 
 def complete(entry: Cached) -> cython.bint:
     """ORDER-3."""
-    if entry.durable != ALL_SECTORS:
+    if entry.durable != _ALL:
         return False
     if not entry.flags & _META or attached(entry):
         return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cython
+
 from xok_host.abi.errors import MediaError, XokError
 
 
@@ -32,10 +34,10 @@ class Pending:
         if self.error is None:
             self.error = error
 
-    def release(self, errno: int = 0) -> None:
-        """One thing less to wait for; `errno` is the device's verdict on it."""
-        if errno:
-            self.fail(MediaError(f"the device reports error {errno}"))
+    def release(self, code: cython.int = 0) -> None:
+        """One thing less to wait for; `code` is the device's verdict on it, an errno."""
+        if code:
+            self.fail(MediaError(f"the device reports error {code}"))
         self.held -= 1
         if not self.held:
             self.finish(self)

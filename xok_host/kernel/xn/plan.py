@@ -99,7 +99,7 @@ def no_circle(t: Transaction) -> None:
         above: Cached | None = home
         while above is not None:
             if above.key in seen:
-                raise BogusUpdate(f"block {device.registry.cached[key].db} would be below itself")
+                raise BogusUpdate(f"block {device.registry[key].db} would be below itself")
             seen.add(above.key)
             above = homes.get(above.key) or above.parent
 

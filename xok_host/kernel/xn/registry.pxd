@@ -11,6 +11,7 @@ cdef class Cached:
     cdef public unsigned int generation, type, flags, pins, writer, lock
     cdef public int dirty, in_flight, written, durable, parent_sector, total_taint
     cdef public bint linked, anchored, counted, dead, busy
+    cpdef begin(self, object device, unsigned long long db, unsigned long long key)
     cpdef become_metadata(self)
     cpdef bint attached(self)
     cpdef bint evictable(self)
@@ -23,14 +24,21 @@ cdef class Registry:
     cdef unsigned long long[::1] _quads
     cdef public long nentries, nbuckets
     cdef long _entries, _buckets
-    cdef public dict cached
-    cdef list _free
+    cdef list _free, _slots
+    cdef int[::1] _newer, _older
     cdef public unsigned long long sequence
     cdef _header(self)
+    cdef _count(self)
     cdef long _at(self, Cached entry)
     cdef long _bucket(self, unsigned long long key)
-    cpdef object get(self, unsigned long long key)
+    cpdef Cached get(self, unsigned long long key)
     cpdef touch(self, Cached entry)
+    cdef _chain(self, int index)
+    cdef _unchain(self, int index)
+    cpdef Cached oldest(self)
+    cpdef Cached newer(self, Cached entry)
+    cdef Cached _at_place(self, int index)
+    cpdef long in_core(self)
     cpdef bint full(self)
     cpdef long room(self)
     cpdef insert(self, Cached entry)

@@ -12,6 +12,7 @@ REG-3  A `Cached` outlives its place in the table (`dead`) while writes of it ar
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import cython
@@ -37,14 +38,17 @@ if TYPE_CHECKING:
 
 NO_PAGE = 0xFFFF_FFFF_FFFF_FFFF
 
-_VALID = int(Flag.VALID)
-_READING = int(Flag.READING)
-_META = int(Flag.META)
-_QUARANTINE = int(Flag.QUARANTINE)
-_ATTACHED = int(Flag.ATTACHED)
+_VALID = cython.declare(cython.uint, int(Flag.VALID))
+_READING = cython.declare(cython.uint, int(Flag.READING))
+_META = cython.declare(cython.uint, int(Flag.META))
+_QUARANTINE = cython.declare(cython.uint, int(Flag.QUARANTINE))
+_ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
 
 
 _MULTIPLIER = cython.declare(cython.ulonglong, HASH_MULTIPLIER)
+_MASK32 = cython.declare(cython.uint, 0xFFFF_FFFF)
+_ENTRY_BYTES = cython.declare(cython.long, REGISTRY_ENTRY_BYTES)
+_ALL = cython.declare(cython.int, ALL_SECTORS)
 _NO_SECTORS = (0,) * SECTORS
 _NOTHING = ()
 
@@ -109,6 +113,10 @@ class Cached:
     )
 
     def __init__(self, device: Device, db: int, key: int) -> None:
+        self.begin(device, db, key)
+
+    def begin(self, device: Device, db: cython.ulonglong, key: cython.ulonglong) -> None:
+        """A block of which nothing is known yet."""
         self.device = device
         self.db = db
         self.key = key
@@ -123,7 +131,7 @@ class Cached:
         self.dirty = 0
         self.in_flight = 0
         self.written = 0
-        self.durable = ALL_SECTORS
+        self.durable = _ALL
         self.pins = 0
         self.writer = 0
         self.access: Access | None = None
@@ -208,7 +216,7 @@ class Cached:
         return not (
             self.dirty | self.in_flight | self.written
             or self.total_taint
-            or self.durable != ALL_SECTORS
+            or self.durable != _ALL
             or (self.flags & _META and not (self.anchored and self.attached()))
         )
 
@@ -220,11 +228,12 @@ class Registry:
         "_buckets",
         "_entries",
         "_free",
+        "_newer",
+        "_older",
         "_quads",
-        "_image",
+        "_slots",
         "_table",
         "_words",
-        "cached",
         "nbuckets",
         "nentries",
         "sequence",
@@ -238,8 +247,10 @@ class Registry:
         self.nentries = nentries
         self.nbuckets = nbuckets
         self._entries = registry_entries_offset(nbuckets)
-        self.cached: dict[int, Cached] = {}
-        """Key to entry, least recently used first."""
+        # The order of use, as a ring through the indices of entries; `nentries` stands between newest and oldest.
+        self._newer = array("i", [nentries] * (nentries + 1))
+        self._older = array("i", [nentries] * (nentries + 1))
+        self._slots: list[Cached | None] = [None] * nentries
         self._free = list(range(nentries - 1, -1, -1))
         self._buckets = REGISTRY_HEADER_BYTES // 4
         self.sequence = 0
@@ -253,18 +264,75 @@ class Registry:
             REGISTRY_VERSION,
             self.nentries,
             self.nbuckets,
-            len(self.cached),
+            0,
             self.sequence,
         )
 
+    def _count(self) -> None:
+        """The two fields of the header that change."""
+        self._quads[2] = self.nentries - len(self._free)
+        self._quads[3] = self.sequence
+
     def get(self, key: cython.ulonglong) -> Cached | None:
-        return self.cached.get(key)
+        index: cython.long = self._words[self._bucket(key)]
+        while index:
+            at: cython.long = (self._entries + (index - 1) * _ENTRY_BYTES) >> 2
+            if self._quads[at >> 1] == key:
+                return self._slots[index - 1]
+            index = self._words[at + 14]
+        return None
+
+    def __getitem__(self, key: int) -> Cached:
+        """The entry of a block that is in core."""
+        entry = self.get(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
 
     def touch(self, entry: Cached) -> None:
         """Make it the most recently used."""
-        cached = self.cached
-        del cached[entry.key]
-        cached[entry.key] = entry
+        if self._older[self.nentries] != entry.index:
+            self._unchain(entry.index)
+            self._chain(entry.index)
+
+    def _chain(self, index: cython.int) -> None:
+        """As the most recently used."""
+        last: cython.int = self._older[self.nentries]
+        self._newer[last] = index
+        self._older[index] = last
+        self._newer[index] = self.nentries
+        self._older[self.nentries] = index
+
+    def _unchain(self, index: cython.int) -> None:
+        newer: cython.int = self._newer[index]
+        older: cython.int = self._older[index]
+        self._newer[older] = newer
+        self._older[newer] = older
+
+    def oldest(self) -> Cached | None:
+        """The entry that has not been used for longest."""
+        return self._at_place(self._newer[self.nentries])
+
+    def newer(self, entry: Cached) -> Cached | None:
+        """The entry that was used next after this one."""
+        return self._at_place(self._newer[entry.index])
+
+    def _at_place(self, index: cython.int) -> Cached | None:
+        return None if index == self.nentries else self._slots[index]
+
+    @property
+    def cached(self) -> dict[int, Cached]:
+        """Key to entry, least recently used first, as it is now: a copy."""
+        out = {}
+        entry = self.oldest()
+        while entry is not None:
+            out[entry.key] = entry
+            entry = self.newer(entry)
+        return out
+
+    def in_core(self) -> cython.long:
+        """Number of entries."""
+        return self.nentries - len(self._free)
 
     def full(self) -> cython.bint:
         return not self._free
@@ -277,33 +345,33 @@ class Registry:
         """Give the entry a place in the table, at the front of its chain.  Raises LimitReached."""
         if not self._free:
             raise LimitReached(f"the registry has {self.nentries} entries, all in use")
-        assert entry.key not in self.cached
+        assert self.get(entry.key) is None
         entry.index = self._free.pop()
-        words = self._words
+        self._slots[entry.index] = entry
         at: cython.long = self._at(entry)
-        entry.generation = (words[at + 4] | 1) + 1 & 0xFFFF_FFFF
+        entry.generation = (self._words[at + 4] | 1) + 1 & _MASK32
         bucket: cython.long = self._bucket(entry.key)
-        words[at + 4] = entry.generation | 1
-        words[at + 14] = words[bucket]
-        self.cached[entry.key] = entry
+        self._words[at + 4] = entry.generation | 1
+        self._words[at + 14] = self._words[bucket]
+        self._chain(entry.index)
         self.publish(entry)
-        words[bucket] = entry.index + 1
-        self._header()
+        self._words[bucket] = entry.index + 1
+        self._count()
 
     def remove(self, entry: Cached) -> None:
         """Take the entry out of the table.  Pages and everything else are the caller's business."""
-        del self.cached[entry.key]
-        words = self._words
+        self._unchain(entry.index)
         at: cython.long = self._at(entry)
-        words[at + 4] = entry.generation | 1
+        self._words[at + 4] = entry.generation | 1
         place: cython.long = self._bucket(entry.key)
-        while words[place] != entry.index + 1:
-            place = (self._entries + (words[place] - 1) * REGISTRY_ENTRY_BYTES) // 4 + 14
-        words[place] = words[at + 14]
+        while self._words[place] != entry.index + 1:
+            place = ((self._entries + (self._words[place] - 1) * _ENTRY_BYTES) >> 2) + 14
+        self._words[place] = self._words[at + 14]
+        self._slots[entry.index] = None
         self._free.append(entry.index)
         entry.index = -1
         entry.dead = True
-        self._header()
+        self._count()
 
     def _bucket(self, key: cython.ulonglong) -> cython.long:
         """The 32-bit word of the table that heads the key's chain (`views.bucket_of`)."""
@@ -314,32 +382,30 @@ class Registry:
 
     def _at(self, entry: Cached) -> cython.long:
         """The entry's first 32-bit word in the table."""
-        return (self._entries + entry.index * REGISTRY_ENTRY_BYTES) >> 2
+        return (self._entries + entry.index * _ENTRY_BYTES) >> 2
 
     def publish(self, entry: Cached) -> None:
         """Rewrite the entry's image; readers see an odd generation meanwhile (REG-2)."""
         if entry.index < 0:
             return
-        words = self._words
-        quads = self._quads
         at: cython.long = self._at(entry)
         quad: cython.long = at >> 1
-        words[at + 4] = entry.generation | 1
-        quads[quad] = entry.key
-        quads[quad + 1] = entry.page
-        words[at + 5] = entry.type
-        words[at + 6] = entry.flags | entry.dirty << 16 | entry.in_flight << 24
-        words[at + 7] = entry.written | entry.durable << 8
-        words[at + 8] = entry.pins
-        words[at + 9] = entry.total_taint
-        words[at + 10] = entry.writer
-        words[at + 11] = entry.lock
-        quads[quad + 6] = entry.parent_da
-        words[at + 4] = entry.generation
+        self._words[at + 4] = entry.generation | 1
+        self._quads[quad] = entry.key
+        self._quads[quad + 1] = entry.page
+        self._words[at + 5] = entry.type
+        self._words[at + 6] = entry.flags | entry.dirty << 16 | entry.in_flight << 24
+        self._words[at + 7] = entry.written | entry.durable << 8
+        self._words[at + 8] = entry.pins
+        self._words[at + 9] = entry.total_taint
+        self._words[at + 10] = entry.writer
+        self._words[at + 11] = entry.lock
+        self._quads[quad + 6] = entry.parent_da
+        self._words[at + 4] = entry.generation
 
     def renew(self, entry: Cached) -> None:
         """Page or contents changed: a new generation."""
-        entry.generation = entry.generation + 2 & 0xFFFF_FFFF
+        entry.generation = entry.generation + 2 & _MASK32
         self.sequence += 1
 
     def image(self, entry: Cached) -> bytes:

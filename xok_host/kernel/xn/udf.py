@@ -204,8 +204,9 @@ def owns(extents: array[int], block: cython.ulonglong, count: cython.ulonglong, 
     return False
 
 
-def kind_of(extents: array[int], block: int) -> int:
-    """The type with which a canonical set owns a block; 0 if it does not."""
+def run_of(extents: array[int], block: int) -> tuple[int, int]:
+    """The type with which a canonical set owns a block, and the block behind the last of that run; (0, 0) if it does
+    not own it."""
     v: cython.p_ulonglong = words(extents)
     wanted: cython.ulonglong = block
     i: cython.Py_ssize_t
@@ -213,8 +214,13 @@ def kind_of(extents: array[int], block: int) -> int:
         if v[3 * i] > wanted:
             break
         if wanted - v[3 * i] < v[3 * i + 1]:
-            return v[3 * i + 2]
-    return 0
+            return v[3 * i + 2], v[3 * i] + v[3 * i + 1]
+    return 0, 0
+
+
+def kind_of(extents: array[int], block: int) -> int:
+    """The type with which a canonical set owns a block; 0 if it does not."""
+    return run_of(extents, block)[0]
 
 
 def intersect(left: array[int], right: array[int]) -> bool:

@@ -1,0 +1,35 @@
+# C-level declarations of blockdev.py.
+cdef class _Operation:
+    cdef public bint write, durable
+    cdef public long long sector, size
+    cdef public list buffers
+    cdef public object done
+    cdef long long end(self)
+
+
+cdef class _Request:
+    cdef public list operations
+    cdef public long long size, skip
+
+
+cdef class _Flush:
+    cdef public object done
+
+
+cdef class BlockDevice:
+    cdef public int fd
+    cdef public str path
+    cdef public long long nblocks
+    cdef public int sector_bytes
+    cdef public bint direct
+    cdef public object engine
+    cdef list _queued, _flushes
+    cdef long long _operations, _reads, _writes, _syncs, _bytes_read, _bytes_written, _errors
+    cdef long _in_flight, _running
+    cdef object _backlog
+    cdef _Operation _operation(self, bint write, bint durable, long long sector, buffers, done)
+    cdef _start(self, request)
+    cdef _issue(self, request)
+    cdef _transfer(self, _Request request)
+    cdef long _finish(self, _Request request, long result) except -1
+    cdef long _deliver(self, done, int code) except -1

@@ -1,0 +1,64 @@
+# C-level declarations of io.py.
+from xok_host.kernel.pages cimport Arena, Pages
+from xok_host.kernel.request cimport IoRequest, Piece
+from xok_host.kernel.tables cimport Counters
+from xok_host.kernel.xn.pending cimport Pending
+from xok_host.kernel.xn.registry cimport Cached, Registry
+from xok_host.kernel.xn.types cimport XnType
+
+
+cdef class Flight(Piece):
+    cdef public Cached entry
+    cdef public Pending pending
+    cdef public DeviceIo io
+    cdef public unsigned long long sequence
+    cdef public int mask, parts, error
+    cdef public bint written
+
+
+cdef class Part(Piece):
+    cdef Flight flight
+
+
+cdef class ReadIn(Piece):
+    cdef public Cached entry
+    cdef public Pending pending
+    cdef DeviceIo io
+
+
+cdef class OwnSector(Piece):
+    cdef DeviceIo io
+    cdef object what, then
+
+
+cdef class Barrier(Piece):
+    cdef object then
+
+
+cdef class DeviceIo:
+    cdef public object device
+    cdef unsigned long long _number
+    cdef Pages _pages
+    cdef Registry _registry
+    cdef Counters _counters
+    cdef Arena _own
+    cdef list _reads, _writes, _barriers, _written, _covered, _flushing, _flush_next
+    cdef list _own_freed, _own_roots, _own_sectors
+    cdef dict _tokens
+    cdef unsigned long long _next_token
+    cdef long _own_left
+    cdef int _own_error
+    cdef public object _failing_since, _failing_blocks
+    cpdef list take(self)
+    cpdef done(self, unsigned long long token, int errno)
+    cpdef read(self, Cached entry, Pending pending)
+    cpdef await_read(self, Cached entry, Pending pending)
+    cdef read_in(self, ReadIn read, int errno)
+    cpdef long write(self, Cached entry, int mask, Pending pending) except -1
+    cdef int _tainted(self, Cached entry, int wanted, Pending pending) except -1
+    cdef landed(self, Flight flight)
+    cdef _settle(self, Cached entry)
+    cdef _show_written(self, Cached entry)
+
+
+cdef _ended(Cached entry, Flight flight)
