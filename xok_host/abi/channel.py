@@ -21,7 +21,12 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from dataclasses import dataclass
+from typing import Any
+
+import cython
+
+if cython.compiled:
+    from cython.cimports.libc.string import memcpy
 
 MAGIC = 0x4B4F5843
 VERSION = 1
@@ -45,34 +50,92 @@ RING_BYTES = DATA_OFFSET + DATA_BYTES
 _MASK32 = 0xFFFF_FFFF
 
 
-@dataclass(slots=True)
+# The same structures as C has them: x86-64 and AArch64 lay them out alike.
+EntryHeader = cython.struct(
+    number=cython.ushort,
+    flags=cython.ushort,
+    cap=cython.uint,
+    cookie=cython.ulonglong,
+    in_offset=cython.uint,
+    in_bytes=cython.uint,
+    out_offset=cython.uint,
+    out_bytes=cython.uint,
+    a0=cython.ulonglong,
+    a1=cython.ulonglong,
+    a2=cython.ulonglong,
+    a3=cython.ulonglong,
+)
+CompletionHeader = cython.struct(
+    cookie=cython.ulonglong,
+    code=cython.int,
+    nbytes=cython.uint,
+    r0=cython.ulonglong,
+    r1=cython.ulonglong,
+)
+_DATA = cython.declare(cython.long, DATA_OFFSET)
+_DATA_BYTES = cython.declare(cython.ulonglong, DATA_BYTES)
+_SUBMISSIONS = cython.declare(cython.uint, SUBMISSIONS)
+_COMPLETIONS = cython.declare(cython.uint, COMPLETIONS)
+_ENTRIES_AT = cython.declare(cython.long, SQ_OFFSET)
+_COMPLETIONS_AT = cython.declare(cython.long, CQ_OFFSET)
+_SQ_TAIL = cython.declare(cython.long, SQ_TAIL)
+_SQ_HEAD = cython.declare(cython.long, SQ_HEAD)
+_CQ_TAIL = cython.declare(cython.long, CQ_TAIL)
+_CQ_HEAD = cython.declare(cython.long, CQ_HEAD)
+
+
 class Entry:
     """A submission, already copied out of shared memory."""
 
-    number: int
-    flags: int
-    cap: int
-    cookie: int
-    a0: int
-    a1: int
-    a2: int
-    a3: int
-    data: bytes
-    out_offset: int
-    out_bytes: int
+    __slots__ = ("a0", "a1", "a2", "a3", "cap", "cookie", "data", "flags", "number", "out_bytes", "out_offset")
+
+    def __init__(
+        self,
+        number: int,
+        flags: int,
+        cap: int,
+        cookie: int,
+        a0: int,
+        a1: int,
+        a2: int,
+        a3: int,
+        data: bytes,
+        out_offset: int,
+        out_bytes: int,
+    ) -> None:
+        self.number = number
+        self.flags = flags
+        self.cap = cap
+        self.cookie = cookie
+        self.a0 = a0
+        self.a1 = a1
+        self.a2 = a2
+        self.a3 = a3
+        self.data = data
+        self.out_offset = out_offset
+        self.out_bytes = out_bytes
 
 
-@dataclass(slots=True)
 class Completion:
-    cookie: int
-    code: int
-    r0: int
-    r1: int
-    data: bytes
+    """An answer, or (cookie 0) an event."""
+
+    __slots__ = ("code", "cookie", "data", "r0", "r1")
+
+    def __init__(self, cookie: int, code: int, r0: int, r1: int, data: bytes) -> None:
+        self.cookie = cookie
+        self.code = code
+        self.r0 = r0
+        self.r1 = r1
+        self.data = data
 
 
 class RingFull(Exception):
     """No free submission slot, or not enough room for operands: take completions first."""
+
+
+def _wrap(index: cython.longlong) -> cython.uint:
+    """A free-running index."""
+    return index & 0xFFFF_FFFF
 
 
 class _Ring:
@@ -83,15 +146,39 @@ class _Ring:
         # One load or store of the processor each (CH-5); `struct` would write zeros first, which the other side sees.
         self._words = memory[:RING_BYTES].cast("I")
 
-    def _load(self, at: int) -> int:
+    def _load(self, at: cython.long) -> cython.uint:
         return self._words[at >> 2]
 
-    def _store(self, at: int, value: int) -> None:
-        self._words[at >> 2] = value & _MASK32
+    def _store(self, at: cython.long, value: cython.ulonglong) -> None:
+        self._words[at >> 2] = value & 0xFFFF_FFFF
+
+    def _base(self) -> cython.p_char:
+        """Where the memory begins: for compiled code."""
+        return cython.cast(cython.p_char, cython.address(self._words[0]))
+
+    def _copy_out(self, offset: cython.long, nbytes: cython.long) -> bytes:
+        """Bytes of the data area; the range has been checked."""
+        if not nbytes:
+            return b""
+        if cython.compiled:
+            start: cython.p_char = self._base() + _DATA + offset
+            return start[:nbytes]
+        else:
+            return bytes(self.memory[_DATA + offset : _DATA + offset + nbytes])
+
+    def _copy_in(self, offset: cython.long, data: bytes) -> None:
+        """Bytes into the data area; the range has been checked."""
+        if cython.compiled:
+            memcpy(self._base() + _DATA + offset, cython.cast(cython.p_char, data), len(data))
+        else:
+            self.memory[_DATA + offset : _DATA + offset + len(data)] = data
 
     def release(self) -> None:
         """Let go of the memory, so that it can be unmapped."""
-        self._words.release()
+        if cython.compiled:
+            self._words = None  # type: ignore[assignment]
+        else:
+            self._words.release()
         self.memory.release()
 
 
@@ -106,39 +193,68 @@ class KernelRing(_Ring):
         self.owed = 0
         """Entries taken and not yet answered."""
 
-    def pending(self) -> int:
+    def pending(self) -> cython.uint:
         """Entries that wait; never more than the ring holds, whatever the libOS wrote."""
-        return min(self._load(SQ_TAIL) - self._sq_head & _MASK32, SUBMISSIONS)
+        waiting: cython.uint = _wrap(self._load(_SQ_TAIL) - self._sq_head)
+        return waiting if waiting < _SUBMISSIONS else _SUBMISSIONS
 
-    def room(self) -> int:
+    def room(self) -> cython.long:
         """Completions that still fit, those owed counted."""
-        used = self._cq_tail - self._load(CQ_HEAD) & _MASK32
-        return max(0, COMPLETIONS - min(used, COMPLETIONS) - self.owed)
+        used: cython.uint = _wrap(self._cq_tail - self._load(_CQ_HEAD))
+        left: cython.long = _COMPLETIONS
+        left -= used if used < _COMPLETIONS else _COMPLETIONS
+        left -= self.owed
+        return left if left > 0 else 0
 
     def take(self) -> Entry | None:
         """Copy out the next entry with its operands (CH-1); None when there is none or no room to answer (CH-3)."""
         if not self.pending() or not self.room():
             return None
-        at = SQ_OFFSET + (self._sq_head % SUBMISSIONS) * ENTRY.size
-        number, flags, cap, cookie, in_off, in_len, out_off, out_len, a0, a1, a2, a3 = ENTRY.unpack(
-            bytes(self.memory[at : at + ENTRY.size])
-        )
-        self._sq_head = self._sq_head + 1 & _MASK32
-        self._store(SQ_HEAD, self._sq_head)
+        at: cython.long = _ENTRIES_AT + (self._sq_head % _SUBMISSIONS) * 64
+        number: cython.uint
+        in_off: cython.ulonglong
+        in_len: cython.ulonglong
+        out_off: cython.ulonglong
+        out_len: cython.ulonglong
+        if cython.compiled:
+            header = cython.declare(EntryHeader)
+            memcpy(cython.address(header), self._base() + at, 64)
+            number, in_off, in_len = header.number, header.in_offset, header.in_bytes
+            out_off, out_len = header.out_offset, header.out_bytes
+        else:
+            number, flags, cap, cookie, in_off, in_len, out_off, out_len, a0, a1, a2, a3 = ENTRY.unpack(
+                bytes(self.memory[at : at + ENTRY.size])
+            )
+        self._sq_head = _wrap(self._sq_head + 1)
+        self._store(_SQ_HEAD, self._sq_head)
         self.owed += 1
-        if in_off + in_len > DATA_BYTES:
+        if in_off + in_len > _DATA_BYTES:
             number, in_len = 0, 0
-        data = bytes(self.memory[DATA_OFFSET + in_off : DATA_OFFSET + in_off + in_len]) if in_len else b""
-        if out_off + out_len > DATA_BYTES:
+        if out_off + out_len > _DATA_BYTES:
             out_off = out_len = 0
-        return Entry(number, flags, cap, cookie, a0, a1, a2, a3, data, out_off, out_len)
+        data = self._copy_out(in_off, in_len)
+        if cython.compiled:
+            return Entry(
+                number,
+                header.flags,
+                header.cap,
+                header.cookie,
+                header.a0,
+                header.a1,
+                header.a2,
+                header.a3,
+                data,
+                out_off,
+                out_len,
+            )
+        else:
+            return Entry(number, flags, cap, cookie, a0, a1, a2, a3, data, out_off, out_len)
 
     def complete(self, entry: Entry, code: int, r0: int = 0, r1: int = 0, data: bytes = b"") -> None:
         """Answer an entry; result bytes are cut to the room the entry gave."""
-        data = data[: entry.out_bytes]
         if data:
-            at = DATA_OFFSET + entry.out_offset
-            self.memory[at : at + len(data)] = data
+            data = bytes(data[: entry.out_bytes])
+            self._copy_in(entry.out_offset, data)
         self.owed -= 1
         self._push(entry.cookie, code, len(data), r0, r1)
 
@@ -149,19 +265,28 @@ class KernelRing(_Ring):
         self._push(0, kind, 0, r0, r1)
         return True
 
-    def _push(self, cookie: int, code: int, nbytes: int, r0: int, r1: int) -> None:
-        at = CQ_OFFSET + (self._cq_tail % COMPLETIONS) * COMPLETION.size
+    def _push(self, cookie: Any, code: Any, nbytes: Any, r0: Any, r1: Any) -> None:
+        at: cython.long = _COMPLETIONS_AT + (self._cq_tail % _COMPLETIONS) * 32
         mask = 0xFFFF_FFFF_FFFF_FFFF
-        COMPLETION.pack_into(self.memory, at, cookie, code, nbytes, r0 & mask, r1 & mask)
-        self._cq_tail = self._cq_tail + 1 & _MASK32
-        self._store(CQ_TAIL, self._cq_tail)
+        if cython.compiled:
+            header = cython.declare(CompletionHeader)
+            header.cookie, header.code, header.nbytes, header.r0, header.r1 = cookie, code, nbytes, r0 & mask, r1 & mask
+            memcpy(self._base() + at, cython.address(header), 32)
+        else:
+            COMPLETION.pack_into(self.memory, at, cookie, code, nbytes, r0 & mask, r1 & mask)
+        self._cq_tail = _wrap(self._cq_tail + 1)
+        self._store(_CQ_TAIL, self._cq_tail)
 
 
-@dataclass(slots=True)
 class _Area:
-    begin: int
-    end: int
-    done: bool
+    __slots__ = ("begin", "done", "end", "out_bytes", "out_offset")
+
+    def __init__(self, begin: cython.long, end: cython.long, out_offset: cython.long, out_bytes: cython.long) -> None:
+        self.begin = begin
+        self.end = end
+        self.out_offset = out_offset
+        self.out_bytes = out_bytes
+        self.done = False
 
 
 class ClientRing(_Ring):
@@ -180,7 +305,6 @@ class ClientRing(_Ring):
         self._begin = 0
         self._free_at = 0
         self._held = 0
-        self._results: dict[int, tuple[int, int]] = {}
 
     def push(
         self,
@@ -193,22 +317,30 @@ class ClientRing(_Ring):
         flags: int = 0,
     ) -> int:
         """Queue one entry and return its cookie.  Raises `RingFull`.  xokd sees it after `publish`."""
-        if self._sq_tail - self._load(SQ_HEAD) & _MASK32 >= SUBMISSIONS or len(self._areas) >= COMPLETIONS - 64:
+        if _wrap(self._sq_tail - self._load(_SQ_HEAD)) >= _SUBMISSIONS or len(self._areas) >= COMPLETIONS - 64:
             raise RingFull
-        offset = self._reserve(len(data) + out_bytes)
+        in_bytes: cython.long = len(data)
+        room: cython.long = out_bytes
+        offset: cython.long = self._reserve(in_bytes + room)
         cookie = self._next_cookie
         self._next_cookie += 1
-        nbytes = len(data) + out_bytes
-        self._areas[cookie] = _Area(offset, offset + nbytes + -nbytes % 8, False)
+        end: cython.long = offset + (in_bytes + room + 7) // 8 * 8
+        self._areas[cookie] = _Area(offset, end, offset + in_bytes, room)
         self._order.append(cookie)
         if data:
-            self.memory[DATA_OFFSET + offset : DATA_OFFSET + offset + len(data)] = data
-        out_offset = offset + len(data)
-        self._results[cookie] = (out_offset, out_bytes)
-        padded = (*scalars, 0, 0, 0, 0)[:4]
-        at = SQ_OFFSET + (self._sq_tail % SUBMISSIONS) * ENTRY.size
-        ENTRY.pack_into(self.memory, at, number, flags, cap, cookie, offset, len(data), out_offset, out_bytes, *padded)
-        self._sq_tail = self._sq_tail + 1 & _MASK32
+            self._copy_in(offset, bytes(data))
+        a0, a1, a2, a3 = tuple(scalars) if len(scalars) == 4 else (tuple(scalars) + (0, 0, 0, 0))[:4]
+        at: cython.long = _ENTRIES_AT + (self._sq_tail % _SUBMISSIONS) * 64
+        if cython.compiled:
+            header = cython.declare(EntryHeader)
+            header.number, header.flags, header.cap, header.cookie = number, flags, cap, cookie
+            header.in_offset, header.in_bytes, header.out_offset = offset, in_bytes, offset + in_bytes
+            header.out_bytes, header.a0, header.a1, header.a2, header.a3 = room, a0, a1, a2, a3
+            memcpy(self._base() + at, cython.address(header), 64)
+        else:
+            operands = (offset, in_bytes, offset + in_bytes, room)
+            ENTRY.pack_into(self.memory, at, number, flags, cap, cookie, *operands, a0, a1, a2, a3)
+        self._sq_tail = _wrap(self._sq_tail + 1)
         return cookie
 
     def outstanding(self) -> int:
@@ -220,30 +352,37 @@ class ClientRing(_Ring):
 
     def pop(self) -> Completion | None:
         """The next completion or event, or None."""
-        if self._cq_head == self._load(CQ_TAIL):
+        if self._cq_head == self._load(_CQ_TAIL):
             return None
-        at = CQ_OFFSET + (self._cq_head % COMPLETIONS) * COMPLETION.size
-        cookie, code, nbytes, r0, r1 = COMPLETION.unpack_from(self.memory, at)
-        self._cq_head = self._cq_head + 1 & _MASK32
-        self._store(CQ_HEAD, self._cq_head)
+        at: cython.long = _COMPLETIONS_AT + (self._cq_head % _COMPLETIONS) * 32
+        nbytes: cython.long
+        if cython.compiled:
+            header = cython.declare(CompletionHeader)
+            memcpy(cython.address(header), self._base() + at, 32)
+            cookie, code, nbytes, r0, r1 = header.cookie, header.code, header.nbytes, header.r0, header.r1
+        else:
+            cookie, code, nbytes, r0, r1 = COMPLETION.unpack_from(self.memory, at)
+        self._cq_head = _wrap(self._cq_head + 1)
+        self._store(_CQ_HEAD, self._cq_head)
         data = b""
         if cookie:
-            out_offset, out_bytes = self._results.pop(cookie)
+            area: _Area = self._areas[cookie]
             if nbytes:
-                start = DATA_OFFSET + out_offset
-                data = bytes(self.memory[start : start + min(nbytes, out_bytes)])
-            self._release(cookie)
+                data = self._copy_out(area.out_offset, min(nbytes, area.out_bytes))
+            area.done = True
+            self._release()
         return Completion(cookie, code, r0, r1, data)
 
-    def _reserve(self, nbytes: int) -> int:
+    def _reserve(self, nbytes: cython.long) -> cython.long:
         """Room for `nbytes` in the data area, which is used as a ring: [begin, free_at) is held."""
-        nbytes += -nbytes % 8
-        if nbytes > DATA_BYTES:
+        nbytes = (nbytes + 7) // 8 * 8
+        size: cython.long = DATA_BYTES
+        if nbytes > size:
             raise ValueError(f"operands of {nbytes} bytes, at most {DATA_BYTES}")
         if not self._held:
             self._begin = self._free_at = 0
-        wrapped = self._held > 0 and self._free_at <= self._begin
-        if self._free_at + nbytes > (self._begin if wrapped else DATA_BYTES):
+        wrapped: cython.bint = self._held > 0 and self._free_at <= self._begin
+        if self._free_at + nbytes > (self._begin if wrapped else size):
             if wrapped or nbytes > self._begin:
                 raise RingFull
             self._free_at = 0
@@ -252,10 +391,14 @@ class ClientRing(_Ring):
         self._held += nbytes
         return offset
 
-    def _release(self, cookie: int) -> None:
-        self._areas[cookie].done = True
-        while self._order and self._areas[self._order[0]].done:
-            area = self._areas.pop(self._order.popleft())
+    def _release(self) -> None:
+        """Areas come back in the order of submission, as far as they are done."""
+        area: _Area
+        while self._order:
+            area = self._areas[self._order[0]]
+            if not area.done:
+                return
+            del self._areas[self._order.popleft()]
             if area.begin != area.end:
                 self._held -= area.end - area.begin
                 self._begin = area.end
