@@ -1,4 +1,4 @@
-"""The registry's image in shared memory, the pages under it, and the free map (REG-1, REG-2, PAGES-1 to PAGES-6)."""
+"""The registry's image in shared memory, the pages under it, and the free map (REG-1, REG-2, PAGES-1 to PAGES-7)."""
 
 from __future__ import annotations
 
@@ -181,6 +181,26 @@ def test_no_arena_takes_all() -> None:
     assert len(greedy.chunks) == 3
     modest = pages.arena(pages.access(frozenset({2}), frozenset({2})))
     pages.alloc(modest)
+
+
+def test_many_trees_of_one_user_leave_half_of_the_chunks_to_others() -> None:
+    """PAGES-7: each tree's pages are in chunks of their own; a chunk that one of his trees gives up serves another."""
+    pages = Pages(PlainMemory(8))
+    pages.uid = 1000
+    held = []
+    with pytest.raises(LimitReached, match="4 of 8 chunks of memory are in use by one user's trees"):
+        for tree in range(1, 9):
+            only = frozenset({tree})
+            held.append(pages.alloc(pages.arena(pages.access(only, only))))
+    assert len(held) == 4
+    pages.drop(held[0])
+    fifth = frozenset({5})
+    assert pages.alloc(pages.arena(pages.access(fifth, fifth))) // CHUNK_PAGES == held[0] // CHUNK_PAGES
+    for uid in (1001, 0):
+        pages.uid = uid
+        other = frozenset({100 + uid})
+        pages.alloc(pages.arena(pages.access(other, other)))
+    assert pages.total == 6 * CHUNK_PAGES
 
 
 def test_the_writers_of_dead_arenas_are_gone(toy: Toy) -> None:

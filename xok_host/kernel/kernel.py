@@ -235,12 +235,14 @@ class Kernel:
             if env.pending >= MAX_PENDING:
                 raise LimitReached(f"{MAX_PENDING} entries wait")
             self.running = env
+            self.pages.uid = env.uid
             result = handler(env, entry)
         except XokError as error:
             group.failed = True
             return self._refusal(entry, error)
         finally:
             self.running = None
+            self.pages.uid = 0
         if not isinstance(result, Pending):
             group.failed = False
             return Completion(entry.cookie, 0, *result)

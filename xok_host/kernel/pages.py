@@ -9,6 +9,8 @@ PAGES-4  A chunk changes arenas only when no page of it is held and no living en
 PAGES-5  No arena takes more than three quarters of the chunks, so that there is always room for others.
 PAGES-6  Pages are taken from the front of a chunk, and a run of them where a chunk has one: neighbours on the disk that
          are neighbours in memory are one piece of a request.
+PAGES-7  No user but root has pages in more than half of the chunks: trees have arenas of their own, so that many small
+         ones take as much as a large one.
 """
 
 from __future__ import annotations
@@ -83,9 +85,9 @@ class Arena:
 
 class Chunk:
     """`users[slot]` counts holds, `held` the slots that have some, and none below `low` is free; `mapped` are the
-    environments that were given its memory file."""
+    environments that were given its memory file; `uid` is the user for whom it was taken."""
 
-    __slots__ = ("arena", "held", "kind", "low", "mapped", "number", "users", "view")
+    __slots__ = ("arena", "held", "kind", "low", "mapped", "number", "uid", "users", "view")
 
     def __init__(self, number: int, view: memoryview, arena: Arena, kind: str) -> None:
         self.number = number
@@ -95,6 +97,7 @@ class Chunk:
         self.users: Any = array("H", bytes(2 * CHUNK_PAGES))
         self.held = 0
         self.low = 0
+        self.uid = 0
         self.mapped: set[int] = set()
 
     def take(self) -> cython.long:
@@ -129,6 +132,8 @@ class Pages:
         self._access: dict[tuple[frozenset[int], frozenset[int]], Access] = {}
         self._arenas: dict[tuple[Access, int, str], Arena] = {}
         self._exhausted = False
+        self.uid = 0
+        """The user for whom pages are allocated at the moment; 0: root, or xokd itself."""
         self.reclaim: Callable[[Arena], bool] = lambda arena: False
         self.reclaim_chunk: Callable[[list[Chunk]], bool] = lambda chunks: False
         """Asked to empty one of these chunks of blocks that can be read again; says whether it did."""
@@ -271,27 +276,40 @@ class Pages:
     def _refill(self, arena: Arena) -> None:
         """Give the arena at least one free page: new chunk, another arena's idle chunk, or eviction."""
         chunk = None
+        mine = self._chunks_of(self.uid) if self.uid else 0
+        bounded = mine * 2 >= self._memory.limit
         may_grow = len(arena.chunks) * 4 < self._memory.limit * 3
         if may_grow:
-            chunk = self._new_chunk(arena) or self._recycle(arena)
+            chunk = None if bounded else self._new_chunk(arena)
+            chunk = chunk or self._recycle(arena, bounded)
         if chunk is None:
             while self.reclaim(arena):
                 if arena.open:
                     return
-            if may_grow and self.reclaim_chunk(self._foreign(arena)):
-                chunk = self._recycle(arena)
+            if may_grow and self.reclaim_chunk(self._foreign(arena, bounded)):
+                chunk = self._recycle(arena, bounded)
+        if chunk is None and bounded:
+            raise LimitReached(f"{mine} of {self._memory.limit} chunks of memory are in use by one user's trees")
         if chunk is None:
             raise LimitReached("all pages are in use")
         chunk.arena = arena
+        chunk.uid = self.uid
         arena.chunks.append(chunk.number)
         arena.open.append(chunk)
 
-    def _foreign(self, arena: Arena) -> list[Chunk]:
-        """Chunks that could serve this arena if they were empty (PAGES-4)."""
+    def _chunks_of(self, uid: int) -> int:
+        """Chunks in which a user has pages."""
+        return sum(chunk.uid == uid and chunk.held > 0 for chunk in filter(None, self._chunks))
+
+    def _foreign(self, arena: Arena, own: bool = False) -> list[Chunk]:
+        """Chunks that could serve this arena if they were empty (PAGES-4); with `own` only the present user's."""
         return [
             chunk
             for chunk in filter(None, self._chunks)
-            if chunk.kind == arena.kind and chunk.arena is not arena and not chunk.mapped
+            if chunk.kind == arena.kind
+            and chunk.arena is not arena
+            and not chunk.mapped
+            and (not own or chunk.uid == self.uid)
         ]
 
     def _new_chunk(self, arena: Arena) -> Chunk | None:
@@ -307,9 +325,9 @@ class Pages:
         chunk = self._chunks[number] = Chunk(number, view, arena, arena.kind)
         return chunk
 
-    def _recycle(self, arena: Arena) -> Chunk | None:
+    def _recycle(self, arena: Arena, own: bool = False) -> Chunk | None:
         """An unused chunk of another arena, of the same kind because kinds are sealed differently (PAGES-4)."""
-        for chunk in self._foreign(arena):
+        for chunk in self._foreign(arena, own):
             if chunk.held:
                 continue
             old = chunk.arena
