@@ -9,7 +9,7 @@ PAGES-4  A chunk changes arenas only when no page of it is held and no living en
 PAGES-5  No arena takes more than three quarters of the chunks, so that there is always room for others.
 PAGES-6  Pages are taken from the front of a chunk, and a run of them where a chunk has one: neighbours on the disk that
          are neighbours in memory are one piece of a request.
-PAGES-7  No user but root has pages in more than half of the chunks: trees have arenas of their own, so that many small
+PAGES-7  No more than half of the chunks are one user's, unless he is root: trees have arenas of their own, so that many small
          ones take as much as a large one.
 """
 
@@ -298,8 +298,8 @@ class Pages:
         arena.open.append(chunk)
 
     def _chunks_of(self, uid: int) -> int:
-        """Chunks in which a user has pages."""
-        return sum(chunk.uid == uid and chunk.held > 0 for chunk in filter(None, self._chunks))
+        """Chunks that were last taken for a user."""
+        return sum(chunk.uid == uid for chunk in filter(None, self._chunks))
 
     def _foreign(self, arena: Arena, own: bool = False) -> list[Chunk]:
         """Chunks that could serve this arena if they were empty (PAGES-4); with `own` only the present user's."""
