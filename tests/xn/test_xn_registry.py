@@ -11,7 +11,7 @@ from toy import DEV, Toy, da, take_pages
 from xok_host.abi.errors import LimitReached
 from xok_host.abi.types import BLOCK, CHUNK_PAGES
 from xok_host.abi.views import RegistryView, registry_bytes
-from xok_host.kernel.pages import DATA, META, Pages, PlainMemory
+from xok_host.kernel.pages import DATA, META, ROOTS, Pages, PlainMemory
 from xok_host.kernel.xn.format import layout
 from xok_host.kernel.xn.freemap import FreeMap
 from xok_host.kernel.xn.registry import Cached, Registry
@@ -186,9 +186,9 @@ def test_no_arena_takes_all() -> None:
 def test_many_trees_of_one_user_leave_half_of_the_chunks_to_others() -> None:
     """PAGES-7: each tree's pages are in chunks of their own; a chunk that one of his trees gives up serves another."""
     pages = Pages(PlainMemory(8))
-    pages.uid = 1000
+    pages.payer = 1000
     held = []
-    with pytest.raises(LimitReached, match="4 of 8 chunks of memory are in use by one user's trees"):
+    with pytest.raises(LimitReached, match="4 of 8 chunks of memory are in use by the caller's trees"):
         for tree in range(1, 9):
             only = frozenset({tree})
             held.append(pages.alloc(pages.arena(pages.access(only, only))))
@@ -197,10 +197,16 @@ def test_many_trees_of_one_user_leave_half_of_the_chunks_to_others() -> None:
     fifth = frozenset({5})
     assert pages.alloc(pages.arena(pages.access(fifth, fifth))) // CHUNK_PAGES == held[0] // CHUNK_PAGES
     for uid in (1001, 0):
-        pages.uid = uid
+        pages.payer = uid
         other = frozenset({100 + uid})
         pages.alloc(pages.arena(pages.access(other, other)))
     assert pages.total == 6 * CHUNK_PAGES
+    pages.payer = ROOTS + 3
+    for tree in range(200, 202):
+        only = frozenset({tree})
+        pages.alloc(pages.arena(pages.access(only, only)))
+    pages.environment_died(3)
+    assert not any(pages.chunk(number).payer == ROOTS + 3 for number in range(8))  # type: ignore[union-attr]
 
 
 def test_the_writers_of_dead_arenas_are_gone(toy: Toy) -> None:

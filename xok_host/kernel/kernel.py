@@ -27,7 +27,7 @@ from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_B
 from xok_host.kernel.capability import TREE, Capability
 from xok_host.kernel.dispatch import Dispatch, Handler
 from xok_host.kernel.env import MAX_PENDING, Environment
-from xok_host.kernel.pages import Access, Arena, Chunk, Memory, Pages
+from xok_host.kernel.pages import ROOTS, Access, Arena, Chunk, Memory, Pages
 from xok_host.kernel.request import IoRequest
 from xok_host.kernel.tables import Counters, Tables
 from xok_host.kernel.xn import order, privileged, startup
@@ -235,14 +235,14 @@ class Kernel:
             if env.pending >= MAX_PENDING:
                 raise LimitReached(f"{MAX_PENDING} entries wait")
             self.running = env
-            self.pages.uid = env.uid
+            self.pages.payer = env.uid or ROOTS + env.id
             result = handler(env, entry)
         except XokError as error:
             group.failed = True
             return self._refusal(entry, error)
         finally:
             self.running = None
-            self.pages.uid = 0
+            self.pages.payer = 0
         if not isinstance(result, Pending):
             group.failed = False
             return Completion(entry.cookie, 0, *result)

@@ -12,7 +12,7 @@ cdef class Arena:
 
 cdef class Chunk:
     cdef public long number, held, low
-    cdef public unsigned int uid
+    cdef public long long payer
     cdef public object view, mapped
     cdef public str kind
     cdef public Arena arena
@@ -28,7 +28,7 @@ cdef class Pages:
     cdef dict _access, _arenas
     cdef bint _exhausted
     cdef public object reclaim, reclaim_chunk
-    cdef public unsigned int uid
+    cdef public long long payer
     cdef public long in_use
     cpdef Arena arena(self, Access access, unsigned int writer=*, str kind=*)
     cdef Chunk _of(self, unsigned long long page)

@@ -9,8 +9,8 @@ PAGES-4  A chunk changes arenas only when no page of it is held and no living en
 PAGES-5  No arena takes more than three quarters of the chunks, so that there is always room for others.
 PAGES-6  Pages are taken from the front of a chunk, and a run of them where a chunk has one: neighbours on the disk that
          are neighbours in memory are one piece of a request.
-PAGES-7  No more than half of the chunks are one user's, unless he is root: trees have arenas of their own, so that many small
-         ones take as much as a large one.
+PAGES-7  No more than half of the chunks are one user's; of root's environments, three quarters are one environment's.
+         Trees have arenas of their own, so that many small ones take as much as a large one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from xok_host.abi.types import BLOCK, CHUNK_BYTES, CHUNK_PAGES, SECTOR
 
 META, DATA, QUARANTINE = "meta", "data", "quarantine"
 """Kinds of chunks: what xokd alone writes, what one environment writes, and what nobody may read yet."""
+
+ROOTS = 1 << 32
+"""Root's environments pay for themselves: as ROOTS and their number."""
 
 _ZEROS = bytes(BLOCK)
 _CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
@@ -85,9 +88,9 @@ class Arena:
 
 class Chunk:
     """`users[slot]` counts holds, `held` the slots that have some, and none below `low` is free; `mapped` are the
-    environments that were given its memory file; `uid` is the user for whom it was taken."""
+    environments that were given its memory file; `payer` is for whom it was taken last."""
 
-    __slots__ = ("arena", "held", "kind", "low", "mapped", "number", "uid", "users", "view")
+    __slots__ = ("arena", "held", "kind", "low", "mapped", "number", "payer", "users", "view")
 
     def __init__(self, number: int, view: memoryview, arena: Arena, kind: str) -> None:
         self.number = number
@@ -97,7 +100,7 @@ class Chunk:
         self.users: Any = array("H", bytes(2 * CHUNK_PAGES))
         self.held = 0
         self.low = 0
-        self.uid = 0
+        self.payer = 0
         self.mapped: set[int] = set()
 
     def take(self) -> cython.long:
@@ -132,8 +135,8 @@ class Pages:
         self._access: dict[tuple[frozenset[int], frozenset[int]], Access] = {}
         self._arenas: dict[tuple[Access, int, str], Arena] = {}
         self._exhausted = False
-        self.uid = 0
-        """The user for whom pages are allocated at the moment; 0: root, or xokd itself."""
+        self.payer = 0
+        """For whom pages are allocated at the moment: a user, or ROOTS and an environment of root's; 0: xokd."""
         self.reclaim: Callable[[Arena], bool] = lambda arena: False
         self.reclaim_chunk: Callable[[list[Chunk]], bool] = lambda chunks: False
         """Asked to empty one of these chunks of blocks that can be read again; says whether it did."""
@@ -264,6 +267,8 @@ class Pages:
         """What it mapped is mapped no more; its write arenas have no writer now."""
         for chunk in filter(None, self._chunks):
             chunk.mapped.discard(env)
+            if chunk.payer == ROOTS + env:
+                chunk.payer = 0
         for key in [key for key in self._arenas if key[1] == env]:
             arena = self._arenas.pop(key)
             heir = self.arena(arena.access, 0, DATA)
@@ -276,8 +281,8 @@ class Pages:
     def _refill(self, arena: Arena) -> None:
         """Give the arena at least one free page: new chunk, another arena's idle chunk, or eviction."""
         chunk = None
-        mine = self._chunks_of(self.uid) if self.uid else 0
-        bounded = mine * 2 >= self._memory.limit
+        mine = self._chunks_of(self.payer) if self.payer else 0
+        bounded = mine * 4 >= self._memory.limit * (3 if self.payer > ROOTS else 2)
         may_grow = len(arena.chunks) * 4 < self._memory.limit * 3
         if may_grow:
             chunk = None if bounded else self._new_chunk(arena)
@@ -289,27 +294,27 @@ class Pages:
             if may_grow and self.reclaim_chunk(self._foreign(arena, bounded)):
                 chunk = self._recycle(arena, bounded)
         if chunk is None and bounded:
-            raise LimitReached(f"{mine} of {self._memory.limit} chunks of memory are in use by one user's trees")
+            raise LimitReached(f"{mine} of {self._memory.limit} chunks of memory are in use by the caller's trees")
         if chunk is None:
             raise LimitReached("all pages are in use")
         chunk.arena = arena
-        chunk.uid = self.uid
+        chunk.payer = self.payer
         arena.chunks.append(chunk.number)
         arena.open.append(chunk)
 
-    def _chunks_of(self, uid: int) -> int:
-        """Chunks that were last taken for a user."""
-        return sum(chunk.uid == uid for chunk in filter(None, self._chunks))
+    def _chunks_of(self, payer: int) -> int:
+        """Chunks that were last taken for somebody."""
+        return sum(chunk.payer == payer for chunk in filter(None, self._chunks))
 
     def _foreign(self, arena: Arena, own: bool = False) -> list[Chunk]:
-        """Chunks that could serve this arena if they were empty (PAGES-4); with `own` only the present user's."""
+        """Chunks that could serve this arena if they were empty (PAGES-4); with `own` only the present payer's."""
         return [
             chunk
             for chunk in filter(None, self._chunks)
             if chunk.kind == arena.kind
             and chunk.arena is not arena
             and not chunk.mapped
-            and (not own or chunk.uid == self.uid)
+            and (not own or chunk.payer == self.payer)
         ]
 
     def _new_chunk(self, arena: Arena) -> Chunk | None:
