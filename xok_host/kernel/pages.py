@@ -9,8 +9,8 @@ PAGES-4  A chunk changes arenas only when no page of it is held and no living en
 PAGES-5  No arena takes more than three quarters of the chunks, so that there is always room for others.
 PAGES-6  Pages are taken from the front of a chunk, and a run of them where a chunk has one: neighbours on the disk that
          are neighbours in memory are one piece of a request.
-PAGES-7  No more than half of the chunks are one user's; of root's environments, three quarters are one environment's.
-         Trees have arenas of their own, so that many small ones take as much as a large one.
+PAGES-7  No more than three quarters of the chunks are one user's, or one environment's of root's: trees have arenas of
+         their own, so that many small ones take as much as a large one.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class Pages:
         """Give the arena at least one free page: new chunk, another arena's idle chunk, or eviction."""
         chunk = None
         mine = self._chunks_of(self.payer) if self.payer else 0
-        bounded = mine * 4 >= self._memory.limit * (3 if self.payer > ROOTS else 2)
+        bounded = mine * 4 >= self._memory.limit * 3
         may_grow = len(arena.chunks) * 4 < self._memory.limit * 3
         if may_grow:
             chunk = None if bounded else self._new_chunk(arena)
