@@ -39,6 +39,11 @@ Taken = tuple[Node, list[Gain], list[Lost], list[Lost], list[tuple[int, int]], l
 extent nodes that got blocks, cells that were dirty)."""
 
 
+def rewrite(da: int, sector: int, data: bytes | bytearray) -> bytes:
+    """The operation that gives one sector of the metadata block at `da` new contents."""
+    return _pack_op(_MODIFY, 0, 1, sector, da, 0, 0, 0, 0) + _SECTOR_VECTOR[sector] + data
+
+
 class Part:
     """What one sector's crossing consists of."""
 
@@ -268,8 +273,7 @@ class Choosing(Files):
                 if cell.dirty:
                     cell.dirty = False
                     changed.append(cell)
-                    head = _pack_op(_MODIFY, 0, 1, cell.number, address, 0, 0, 0, 0)
-                    part.ops.append(head + _SECTOR_VECTOR[cell.number] + pack_cell(cell, content, tag))
+                    part.ops.append(rewrite(address, cell.number, pack_cell(cell, content, tag)))
                     part.blocks.append(tree.block)
 
     def _free(self, part: Part, holder: int, own: int, start: int, count: int, kind: int) -> None:
@@ -283,9 +287,7 @@ class Choosing(Files):
         block, _, holder, own = lost
         address = self.dev << 56 | block << 12
         for sector in range(SECTORS):
-            part.ops.append(
-                _pack_op(_MODIFY, 0, 1, sector, address, 0, 0, 0, 0) + _SECTOR_VECTOR[sector] + EMPTY_SECTOR
-            )
+            part.ops.append(rewrite(address, sector, EMPTY_SECTOR))
         self._free(part, holder, own, block, 1, kind)
 
     # ---- other blocks, or none
@@ -326,4 +328,4 @@ class Choosing(Files):
             node.gained = []
 
 
-__all__ = ["MAX_CHOICES", "MAX_TRIES", "Choosing", "Part"]
+__all__ = ["MAX_CHOICES", "MAX_TRIES", "Choosing", "Part", "rewrite"]

@@ -14,21 +14,18 @@ from functools import partial
 from typing import Any
 
 from libfs.api import NotInCore
-from libfs.cffs.choosing import MAX_CHOICES, MAX_TRIES, Choosing, Part
+from libfs.cffs.choosing import MAX_CHOICES, MAX_TRIES, Choosing, Part, rewrite
 from libfs.cffs.extents import ExtentMap
 from libfs.cffs.inode import Node
 from libfs.cffs.layout import DIRECT, INODE_BYTES
 from libfs.cffs.overlay import Sector
 from libfs.cffs.requests import Fetch
 from xok_host.abi import errors as e
-from xok_host.abi.calls import MAX_OPS, OP_HEADER, VECTOR_HEADER, OpKind
-from xok_host.abi.types import SECTOR, SECTORS, TYPE_XN_DB, LockMode
+from xok_host.abi.calls import MAX_OPS, OP_HEADER, OpKind
+from xok_host.abi.types import TYPE_XN_DB, LockMode
 
-_MODIFY, _FREE = int(OpKind.MODIFY), int(OpKind.FREE)
+_FREE = int(OpKind.FREE)
 _DATA = int(TYPE_XN_DB)
-_pack_op = OP_HEADER.pack
-_SECTOR_VECTOR = {part: VECTOR_HEADER.pack(part * SECTOR, SECTOR) for part in range(SECTORS)}
-
 
 Refused = Callable[[list[list[Part]], e.XokError], None]
 """What is done about a transaction that XN refuses for good."""
@@ -53,7 +50,7 @@ class Crossing(Choosing):
         keys = self._joined(key)
         undo = None
         if self._can_be_undone(extents, gained, keys):
-            undo = self._undo_gain(node, gained, keys)
+            undo = partial(self._undo_gain, node)
         else:
             self._cross_around(key)  # so that a refusal concerns nothing but the gain
             if self.nodes.get(node.ino) is not node:
@@ -103,22 +100,19 @@ class Crossing(Choosing):
             and all(node.extents is None or node.extents.embedded for node in self._dirty_in(keys))
         )
 
-    def _undo_gain(self, node: Node, gained: list[tuple[int, int]], keys: set[int]) -> Refused:
-        """What takes a refused gain back, with all that crossed together with it."""
-        dirty = self._dirty_in(keys)
-        overlay = [self.overlay[key] for key in keys if key in self.overlay]
+    def _undo_gain(self, node: Node, transaction: list[list[Part]], error: e.XokError) -> None:
+        """A refused gain is taken back, with all that crossed together with it."""
+        self.errors[node.ino] = OSError(error.errno, str(error))
+        self._undo(transaction)
+        self.drop_gained(node)
 
-        def undo(transaction: list[list[Part]], error: e.XokError) -> None:
-            self.errors[node.ino] = OSError(error.errno, str(error))
-            assert node.extents is not None
-            node.extents.cut(gained[0][1])
-            self.dirty.update((one.ino, one) for one in (*dirty, node))  # its sector's bytes have the gain in them
-            self.overlay.update((changed.key, changed) for changed in overlay)
-            for db, _ in gained:
-                self.grouping.taken.discard(db)
-                del self.new_blocks[db], self.homes[db]
-
-        return undo
+    def _undo(self, transaction: list[list[Part]]) -> None:
+        """What a refused transaction consists of is as it was before it crossed (CHOOSE-1)."""
+        for component in transaction:
+            for part in component:
+                self.take_back(part)
+                self.dirty.update((node.ino, node) for node in part.nodes)
+                self.overlay[part.key] = part.changed
 
     def _cross_once(self, keys: Iterable[int] | None = None, refused: Refused | None = None) -> None:
         """One round: every changed sector, or only these, with the inodes in them; `refused` in place of CROSS-3."""
@@ -147,10 +141,7 @@ class Crossing(Choosing):
             part = parts.get(key)
             if part is None:
                 part = parts[key] = Part(key, changed)
-            da = base | (key >> 3) << 12
-            number = key & 7
-            head = _pack_op(_MODIFY, 0, 1, number, da, 0, 0, 0, 0) + _SECTOR_VECTOR[number] + changed.data
-            part.ops.insert(0, head)
+            part.ops.insert(0, rewrite(base | (key >> 3) << 12, key & 7, changed.data))
             for start, count, holder, own, kind in changed.frees:
                 self._free(part, holder, own, start, count, kind)
             for lost, kind in changed.nodes_freed:
@@ -371,14 +362,12 @@ class Crossing(Choosing):
         parts = [part for component in transaction for part in component]
         if any(self.nodes.get(node.ino) is not node for part in parts for node in part.nodes):
             return False
+        self._undo(transaction)
         for part in parts:
-            self.take_back(part)
             for node in part.nodes:
-                self.dirty[node.ino] = node
                 if node.gained:
                     self.errors[node.ino] = OSError(error.errno, str(error))
                     self.drop_gained(node)
-            self.overlay[part.key] = part.changed
         self.count_free()
         self._cross_once([part.key for part in parts], partial(self._refused, choices=choices))
         return True
