@@ -395,7 +395,8 @@ class World:
 
         self.expect(who, errors, dev, data=name, then=then)
 
-    def do_mount(self, who: Holder) -> None:
+    def tree_to_read(self, who: Holder) -> tuple[Any, bytes, Any, int, Any]:
+        """A device, a name, the tree of that name, a capability for it, and what is wrong with them."""
         dev, errors = self.dev()
         name, wrong = self.name()
         errors |= wrong
@@ -405,6 +406,10 @@ class World:
             errors.add(e.NotFound)
         elif who.tree(cap, READ) != tree.id:
             errors.add(e.BadCapability)
+        return dev, name, tree, cap, errors
+
+    def do_mount(self, who: Holder) -> None:
+        dev, name, tree, cap, errors = self.tree_to_read(who)
 
         def then(done: Any) -> None:
             assert tree is not None and (done.r0, done.r1) == (da(tree.db), tree.count)
@@ -876,15 +881,7 @@ class World:
         self.expect(who, errors, dev, then=then)
 
     def do_read_errors(self, who: Holder) -> None:
-        dev, errors = self.dev()
-        name, wrong = self.name()
-        errors |= wrong
-        tree = self.model.trees.get(name.decode(errors="replace"))
-        cap = self.cap_for(who, tree.db if tree else 0)
-        if tree is None:
-            errors.add(e.NotFound)
-        elif who.tree(cap, READ) != tree.id:
-            errors.add(e.BadCapability)
+        dev, name, tree, cap, errors = self.tree_to_read(who)
         if tree is None and name.decode(errors="replace") in self.model.names:
             errors.add(e.BadCapability)  # a type's, or a reservation's
         first = self.random.choice([0, 1, (1 << 64) - 1])
