@@ -10,10 +10,11 @@ from typing import Any
 from xok_host.host.control import ControlClient
 
 
-def follow(client: ControlClient, output: int | None, *, quiet: bool = False) -> Any:
+def follow(client: ControlClient, output: int | None, *, quiet: bool = False, announce: str = "") -> Any:
     """Copy an environment's output to ours (`quiet`: to nowhere) until xokd answers that it ended; returns the answer.
 
-    The first SIGINT or SIGTERM asks for an orderly end, the second leaves (xokd then ends the environment).
+    The first SIGINT or SIGTERM asks for an orderly end, the second leaves (xokd then ends the environment). `announce`
+    is a line to print once that is so: who has read it may send a signal.
     """
     asked = False
 
@@ -30,6 +31,8 @@ def follow(client: ControlClient, output: int | None, *, quiet: bool = False) ->
     if output is not None:
         poll.register(output, select.POLLIN)
     try:
+        if announce:
+            print(announce, flush=True)
         while True:
             for fd, _ in poll.poll():
                 if fd == output:

@@ -33,8 +33,10 @@ def run(options: argparse.Namespace) -> int:
     client = ControlClient(Runtime.from_environment())
     answer = client.request("mount", descriptors, name=options.name, directory=directory, disk=options.disk)
     directory = answer["directory"]
-    print(f"{options.name}: mounted on {directory}", flush=True)
-    if options.foreground:
-        client.send("wait", mount=directory)
-        follow.follow(client, None)
+    mounted = f"{options.name}: mounted on {directory}"
+    if not options.foreground:
+        print(mounted)
+        return exits.OK
+    client.send("wait", mount=directory)
+    follow.follow(client, None, announce=mounted)
     return exits.OK

@@ -35,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
         port=options.port,
     )
     port = "" if options.port == 80 else f":{options.port}"
-    print(f"{options.name}: http://{interface.ip}{port}/", flush=True)
-    if options.foreground:
-        client.send("wait", env=started["env"])
-        return int(follow.follow(client, None)["status"]) and exits.REFUSED
-    return exits.OK
+    serving = f"{options.name}: http://{interface.ip}{port}/"
+    if not options.foreground:
+        print(serving)
+        return exits.OK
+    client.send("wait", env=started["env"])
+    return int(follow.follow(client, None, announce=serving)["status"]) and exits.REFUSED
