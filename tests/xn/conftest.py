@@ -25,22 +25,25 @@ def toy(local):  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(autouse=True)
-def the_table_is_complete(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """TABLE-1, over everything that these tests do."""
+def refusals(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """(call, code) of each call that was refused; and TABLE-1, over everything that these tests do."""
     from xok_host.abi.calltable import BY_NUMBER, COMMON
+    from xok_host.kernel import local
     from xok_host.kernel.kernel import Kernel
 
-    refusal = Kernel._refusal
+    seen: list[tuple[int, int]] = []
     unexpected: set[tuple[str, str]] = set()
 
-    def checked(self, entry, error):  # type: ignore[no-untyped-def]
-        row = BY_NUMBER.get(entry.number)
-        if row is not None and entry.number in self._handlers:
-            known = {fails.code for fails in (*row.fails, *COMMON) if fails.code != 2 or fails in row.fails}
-            if error.code not in known:
-                unexpected.add((row.name, type(error).__name__))
-        return refusal(self, entry, error)
+    class Checked(Kernel):
+        def _refusal(self, entry, error):  # type: ignore[no-untyped-def]
+            seen.append((entry.number, error.code))
+            row = BY_NUMBER.get(entry.number)
+            if row is not None and entry.number in self._handlers:
+                known = {fails.code for fails in (*row.fails, *COMMON) if fails.code != 2 or fails in row.fails}
+                if error.code not in known:
+                    unexpected.add((row.name, type(error).__name__))
+            return super()._refusal(entry, error)
 
-    monkeypatch.setattr(Kernel, "_refusal", checked)
-    yield
+    monkeypatch.setattr(local, "Kernel", Checked)
+    yield seen
     assert not unexpected, "the call table does not say so"

@@ -47,7 +47,6 @@ from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB, Flag, LockMod
 from xok_host.abi.udf import META, NEW, Function, load
 from xok_host.kernel.capability import ADDRESS, TREE, Capability
 from xok_host.kernel.env import MAX_LOCKS, MAX_PENDING, MAX_PINS
-from xok_host.kernel.kernel import Kernel
 from xok_host.kernel.local import LocalXok
 from xok_host.kernel.request import IoOp
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, MAX_NAMES_OF_USER
@@ -165,21 +164,13 @@ ROWS = [(call.name, error) for call in CALLS for error in call.fails]
 
 @pytest.mark.parametrize(("name", "error"), ROWS, ids=lambda value: getattr(value, "__name__", value))
 def test_each_failure_of_the_table(
-    toy: Toy, name: str, error: type[e.XokError], monkeypatch: pytest.MonkeyPatch
+    toy: Toy, name: str, error: type[e.XokError], refusals: list[tuple[int, int]]
 ) -> None:
     assert (name, error) in TRIGGERS, f"the table says that {name} fails with {error.__name__}: write a trigger"
-    seen: list[tuple[int, int]] = []
-    refusal = Kernel._refusal
-
-    def note(self: Kernel, entry: Entry, refused: e.XokError) -> object:
-        seen.append((entry.number, refused.code))
-        return refusal(self, entry, refused)
-
-    monkeypatch.setattr(Kernel, "_refusal", note)
     with pytest.raises(error) as caught:
         TRIGGERS[name, error](toy)
     assert type(caught.value) is error
-    assert seen[-1] == (BY_NAME[name].number, error.code)
+    assert refusals[-1] == (BY_NAME[name].number, error.code)
 
 
 def test_there_is_no_trigger_for_what_the_table_does_not_name() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from xok_host.kernel.capability import Capability, CapabilityTable
@@ -21,30 +20,43 @@ MAX_PENDING = 4096
 """Entries of one environment that may wait for their completion, or for an entry before them."""
 
 
-@dataclass(slots=True, eq=False)
 class Environment:
     """One environment.  `id` is its slot, from 1; it is reused only after everything below was released."""
 
-    id: int
-    uid: int
-    name: str
-    capabilities: CapabilityTable
-    pages: set[int] = field(default_factory=set)
-    """Allocated and not published."""
-    trees: set[int] = field(default_factory=set)
-    """Capability numbers that it took pages for."""
-    pinned: dict[int, list[Any]] = field(default_factory=dict)
-    """Page to [number of this environment's pins on it, the registry entry whose page it was]."""
-    npins: int = 0
-    pending: int = 0
-    alive: bool = True
-    group: Any = None
-    """The chain of entries that the last one submitted belongs to."""
-    unsettled: dict[Any, None] = field(default_factory=dict)
-    """Registry entries that it changed or allocated, oldest first; those that may leave by now are dropped at need."""
-    locks: set[Any] = field(default_factory=set)
-    """Registry entries on which it holds a lock or waits for one."""
+    __slots__ = (
+        "alive",
+        "capabilities",
+        "group",
+        "id",
+        "locks",
+        "name",
+        "npins",
+        "pages",
+        "pending",
+        "pinned",
+        "trees",
+        "uid",
+        "unsettled",
+    )
 
-    @classmethod
-    def new(cls, slot: int, uid: int, name: str, capabilities: list[Capability]) -> Environment:
-        return cls(slot, uid, name, CapabilityTable(capabilities))
+    def __init__(self, slot: int, uid: int, name: str, capabilities: list[Capability]) -> None:
+        self.id = slot
+        self.uid = uid
+        self.name = name
+        self.capabilities = CapabilityTable(capabilities)
+        self.pages: set[int] = set()
+        """Allocated and not published."""
+        self.trees: set[int] = set()
+        """Capability numbers that it took pages for."""
+        self.pinned: dict[int, list[Any]] = {}
+        """Page to [number of this environment's pins on it, the registry entry whose page it was]."""
+        self.npins = 0
+        self.pending = 0
+        self.alive = True
+        self.group: Any = None
+        """The chain of entries that the last one submitted belongs to."""
+        self.unsettled: dict[Any, None] = {}
+        """Registry entries that it changed or allocated, oldest first; those that may leave by now are dropped at
+        need."""
+        self.locks: set[Any] = set()
+        """Registry entries on which it holds a lock or waits for one."""

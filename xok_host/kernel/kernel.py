@@ -20,16 +20,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import cython
+
 from xok_host.abi.calls import EntryFlag, Event
 from xok_host.abi.channel import Completion, Entry
 from xok_host.abi.errors import BadCall, Cancelled, LimitReached, NotFound, XokError
 from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE
 from xok_host.kernel.capability import TREE, Capability
+from xok_host.kernel.core import Core
 from xok_host.kernel.dispatch import Dispatch, Handler
 from xok_host.kernel.env import MAX_PENDING, Environment
-from xok_host.kernel.pages import ROOTS, Access, Arena, Chunk, Memory, Pages
+from xok_host.kernel.pages import ROOTS, Access, Arena, Chunk, Memory
 from xok_host.kernel.request import IoRequest
-from xok_host.kernel.tables import Counters, Tables
+from xok_host.kernel.tables import Tables
 from xok_host.kernel.xn import order, privileged, startup
 from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
 from xok_host.kernel.xn.io import DeviceIo
@@ -52,28 +55,18 @@ class _Group:
         self.failed = False
 
 
-class Kernel:
+class Kernel(Core):
     """One exokernel.  `random_id()` gives unguessable 64-bit numbers."""
 
     def __init__(
         self, memory: Memory, tables: Tables, random_id: Callable[[], int], nentries: int, nbuckets: int
     ) -> None:
-        self.tables = tables
-        self.counters = Counters(tables.counters)
-        self.registry = Registry(tables.registry, nentries, nbuckets)
-        self.pages = Pages(memory)
+        super().__init__(memory, tables, nentries, nbuckets)
         self.pages.reclaim = self._reclaim_page
         self.pages.reclaim_chunk = self._reclaim_chunk
-        self.share = min(nentries, self.pages.limit) * 3 // 4
-        """Blocks that one environment may keep in core by changing them (`apply.check_share`)."""
         self.locks = Locks(self)
-        self.devices: dict[int, Device] = {}
-        self.starting: dict[int, Device] = {}
-        self.failed: dict[int, int] = {}
-        """Devices that were given up, and the error."""
         self.environments: dict[int, Environment] = {}
         self.completions: deque[tuple[int, int, int, int, int, bytes]] = deque()
-        self.now = 0
         self.running: Environment | None = None
         """Whose call is being carried out."""
         self._random_id = random_id
@@ -89,7 +82,7 @@ class Kernel:
             slot = next((slot for slot in range(1, ENVIRONMENT_LIMIT) if slot not in self.environments), 0)
             if not slot:
                 raise LimitReached(f"{ENVIRONMENT_LIMIT} environments are alive")
-        env = self.environments[slot] = Environment.new(slot, uid, name, capabilities or [])
+        env = self.environments[slot] = Environment(slot, uid, name, capabilities or [])
         self.counters.add("environments_created")
         return env
 
@@ -135,14 +128,6 @@ class Kernel:
         return self.pages.access(only, only)
 
     # ---- devices
-
-    def device(self, dev: int) -> Device:
-        found = self.devices.get(dev)
-        if found is None:
-            raise NotFound(f"no device {dev}")
-        if dev in self.failed:
-            raise NotFound(f"device {dev} has failed with error {self.failed[dev]} and is out of use until a restart")
-        return found
 
     def give_up(self, device: Device, errno: int) -> None:
         """The device has failed for good: nothing in core of it will ever be durable, and all of it goes.
@@ -324,7 +309,7 @@ class Kernel:
 
     # ---- room
 
-    def make_room(self, count: int) -> bool:
+    def make_room(self, count: cython.long) -> cython.bint:
         """Places in the registry for `count` entries, evicting if need be."""
         while self.registry.room() < count:
             if not self.evict_one():
