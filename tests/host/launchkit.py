@@ -34,6 +34,7 @@ def start_message(sock: socket.socket, program: str | None, args: list[str], ext
     registry = views.REGISTRY_HEADER.pack(views.REGISTRY_MAGIC, views.REGISTRY_VERSION, 1, 1, 0, 0)
     tables = {
         "ring": memory(channel.RING_BYTES, header),
+        "bell": os.eventfd(0),
         "registry": memory(4096, registry),
         "counters": memory(4096),
     }

@@ -271,12 +271,14 @@ def test_it_has_no_capability_and_gets_none(results: dict[str, Any]) -> None:
 
 
 def test_it_holds_its_own_descriptors_and_no_others(results: dict[str, Any]) -> None:
-    """Null, output, sockets (its channel and the pair it made itself), shared memory, and the grant at its number."""
+    """Null, output, sockets (its channel and the pair it made itself), its doorbell, shared memory, the grant at its
+    number."""
     kinds: dict[str, set[str]] = {}
     for fd, link in results["descriptors"].items():
         kinds.setdefault(link.split(":")[0].split("-")[0], set()).add(fd)
-    assert set(kinds) == {"/dev/null", "pipe", "socket", "/memfd"}
+    assert set(kinds) == {"/dev/null", "pipe", "socket", "anon_inode", "/memfd"}
     assert kinds["/dev/null"] == {"0"} and kinds["pipe"] == {"1", "2"}
+    assert len(kinds["anon_inode"]) == 1
     assert results["tap number"] == seccomp.GRANTED
     assert {fd for fd in results["descriptors"] if int(fd) >= seccomp.GRANTED} == {str(seccomp.GRANTED)}
     assert len(kinds["socket"]) == 1 + 2 + 1

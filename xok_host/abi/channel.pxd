@@ -25,7 +25,9 @@ cdef class KernelRing(_Ring):
     cdef public long owed
     cpdef unsigned int pending(self) except? 0
     cpdef long room(self) except? 0
-    cpdef take(self)
+    cpdef Entry take(self)
+    cpdef bint wake(self) except -1
+    cpdef complete(self, Entry entry, object code, object r0=*, object r1=*, bytes data=*)
     cdef _push(self, cookie, code, nbytes, r0, r1)
 
 
@@ -36,10 +38,14 @@ cdef class _Area:
 
 cdef class ClientRing(_Ring):
     cdef public unsigned int _sq_tail, _cq_head
-    cdef public object _next_cookie
+    cdef public object _next_cookie, _oldest
     cdef public dict _areas
-    cdef public object _order
     cdef public long _begin, _free_at, _held
-    cpdef pop(self)
+    cpdef push(self, int number, tuple scalars=*, object cap=*, bytes data=*, long out_bytes=*, int flags=*)
+    cpdef int outstanding(self) except -1
+    cpdef publish(self)
+    cpdef bint wait_here(self, bint here) except -1
+    cpdef bint sleep(self, long long ns) except -1
+    cpdef Completion pop(self)
     cdef long _reserve(self, long nbytes) except -1
     cdef _release(self)

@@ -7,6 +7,7 @@ nothing; it answers into the completion ring and into the result area the entry 
     0        header: magic, version, sizes
     64       sq_tail   (libOS writes)       128  sq_head  (xokd writes)
     192      cq_tail   (xokd writes)        256  cq_head  (libOS writes)
+    320      cq_sleep  (both write)
     4096     submission ring, 64 bytes an entry
     …        completion ring, 32 bytes each
     DATA     operand and result bytes, laid out by the libOS as it likes
@@ -15,25 +16,29 @@ CH-2  All indices are free-running u32, masked on use: no value of theirs reache
 CH-3  xokd takes at most what the completion ring can answer, so it never waits for a libOS that does not read.
 CH-4  Operand and result ranges are clipped to the data area; a range that does not fit is `BadCall`.
 CH-5  An index is stored and loaded whole; the host is little-endian, like everything in the ring.
+CH-6  `cq_sleep` is 1 while the libOS waits in this ring: it sleeps on that word (futex), after it looked for answers
+      once more.  Then xokd stores 0 and wakes it in place of its doorbell.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import deque
 from typing import Any
 
 import cython
 
 if cython.compiled:
     from cython.cimports.libc.string import memcpy
+    from cython.cimports.xok_host.abi import futex
+else:
+    from xok_host.abi import futex
 
 MAGIC = 0x4B4F5843
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<IIIIII")
 """magic, version, submission entries, completions, data offset, data bytes."""
 
-SQ_TAIL, SQ_HEAD, CQ_TAIL, CQ_HEAD = 64, 128, 192, 256
+SQ_TAIL, SQ_HEAD, CQ_TAIL, CQ_HEAD, CQ_SLEEP = 64, 128, 192, 256, 320
 SQ_OFFSET = 4096
 ENTRY = struct.Struct("<HHIQIIIIQQQQ")
 """call, flags, capability index, cookie, operand offset and bytes, result offset and bytes, a0 … a3."""
@@ -76,12 +81,14 @@ _DATA = cython.declare(cython.long, DATA_OFFSET)
 _DATA_BYTES = cython.declare(cython.ulonglong, DATA_BYTES)
 _SUBMISSIONS = cython.declare(cython.uint, SUBMISSIONS)
 _COMPLETIONS = cython.declare(cython.uint, COMPLETIONS)
+_UNANSWERED = cython.declare(cython.int, COMPLETIONS - 64)
 _ENTRIES_AT = cython.declare(cython.long, SQ_OFFSET)
 _COMPLETIONS_AT = cython.declare(cython.long, CQ_OFFSET)
 _SQ_TAIL = cython.declare(cython.long, SQ_TAIL)
 _SQ_HEAD = cython.declare(cython.long, SQ_HEAD)
 _CQ_TAIL = cython.declare(cython.long, CQ_TAIL)
 _CQ_HEAD = cython.declare(cython.long, CQ_HEAD)
+_CQ_SLEEP = cython.declare(cython.long, CQ_SLEEP)
 
 
 class Entry:
@@ -211,7 +218,7 @@ class KernelRing(_Ring):
         if not self.pending() or not self.room():
             return None
         at: cython.long = _ENTRIES_AT + (self._sq_head % _SUBMISSIONS) * 64
-        number: cython.uint
+        entry: Entry = Entry.__new__(Entry)
         in_off: cython.ulonglong
         in_len: cython.ulonglong
         out_off: cython.ulonglong
@@ -219,38 +226,27 @@ class KernelRing(_Ring):
         if cython.compiled:
             header = cython.declare(EntryHeader)
             memcpy(cython.address(header), self._base() + at, 64)
-            number, in_off, in_len = header.number, header.in_offset, header.in_bytes
-            out_off, out_len = header.out_offset, header.out_bytes
+            entry.number, entry.flags, entry.cap, entry.cookie = header.number, header.flags, header.cap, header.cookie
+            entry.a0, entry.a1, entry.a2, entry.a3 = header.a0, header.a1, header.a2, header.a3
+            in_off, in_len, out_off, out_len = header.in_offset, header.in_bytes, header.out_offset, header.out_bytes
         else:
-            number, flags, cap, cookie, in_off, in_len, out_off, out_len, a0, a1, a2, a3 = ENTRY.unpack(
-                bytes(self.memory[at : at + ENTRY.size])
+            (entry.number, entry.flags, entry.cap, entry.cookie, in_off, in_len, out_off, out_len, *scalars) = (
+                ENTRY.unpack(bytes(self.memory[at : at + ENTRY.size]))
             )
+            entry.a0, entry.a1, entry.a2, entry.a3 = scalars
         self._sq_head = _wrap(self._sq_head + 1)
         self._store(_SQ_HEAD, self._sq_head)
         self.owed += 1
         if in_off + in_len > _DATA_BYTES:
-            number, in_len = 0, 0
+            entry.number = 0
+            in_len = 0
         if out_off + out_len > _DATA_BYTES:
             out_off = out_len = 0
-        data = self._copy_out(in_off, in_len)
-        if cython.compiled:
-            return Entry(
-                number,
-                header.flags,
-                header.cap,
-                header.cookie,
-                header.a0,
-                header.a1,
-                header.a2,
-                header.a3,
-                data,
-                out_off,
-                out_len,
-            )
-        else:
-            return Entry(number, flags, cap, cookie, a0, a1, a2, a3, data, out_off, out_len)
+        entry.data = self._copy_out(in_off, in_len)
+        entry.out_offset, entry.out_bytes = out_off, out_len
+        return entry
 
-    def complete(self, entry: Entry, code: int, r0: int = 0, r1: int = 0, data: bytes = b"") -> None:
+    def complete(self, entry: Entry, code: Any, r0: Any = 0, r1: Any = 0, data: bytes = b"") -> None:
         """Answer an entry; result bytes are cut to the room the entry gave."""
         if data:
             data = bytes(data[: entry.out_bytes])
@@ -263,6 +259,15 @@ class KernelRing(_Ring):
         if not self.room():
             return False
         self._push(0, kind, 0, r0, r1)
+        return True
+
+    def wake(self) -> cython.bint:
+        """Answers are there: wake the libOS if it waits in the ring (CH-6).  False if its doorbell must ring."""
+        futex.fence()
+        if self._load(_CQ_SLEEP) != 1:
+            return False
+        self._store(_CQ_SLEEP, 0)
+        futex.wake(self._words, _CQ_SLEEP >> 2)
         return True
 
     def _push(self, cookie: Any, code: Any, nbytes: Any, r0: Any, r1: Any) -> None:
@@ -279,12 +284,14 @@ class KernelRing(_Ring):
 
 
 class _Area:
+    """Where one entry's operands and results are."""
+
     __slots__ = ("begin", "done", "end", "out_bytes", "out_offset")
 
-    def __init__(self, begin: cython.long, end: cython.long, out_offset: cython.long, out_bytes: cython.long) -> None:
+    def __init__(self, begin: cython.long, in_bytes: cython.long, out_bytes: cython.long) -> None:
         self.begin = begin
-        self.end = end
-        self.out_offset = out_offset
+        self.end = begin + (in_bytes + out_bytes + 7) // 8 * 8
+        self.out_offset = begin + in_bytes
         self.out_bytes = out_bytes
         self.done = False
 
@@ -299,79 +306,92 @@ class ClientRing(_Ring):
             raise ValueError("not a call ring of this version")
         self._sq_tail = self._load(SQ_TAIL)
         self._cq_head = self._load(CQ_HEAD)
-        self._next_cookie = 1
+        self._next_cookie = self._oldest = 1
         self._areas: dict[int, _Area] = {}
-        self._order: deque[int] = deque()
+        """Of the entries from `_oldest` on, by cookie."""
         self._begin = 0
         self._free_at = 0
         self._held = 0
 
     def push(
         self,
-        number: int,
-        scalars: tuple[int, ...] = (),
-        *,
-        cap: int = 0,
+        number: cython.int,
+        scalars: tuple = (),  # type: ignore[type-arg]
+        cap: Any = 0,
         data: bytes = b"",
-        out_bytes: int = 0,
-        flags: int = 0,
-    ) -> int:
+        out_bytes: cython.long = 0,
+        flags: cython.int = 0,
+    ) -> Any:
         """Queue one entry and return its cookie.  Raises `RingFull`.  xokd sees it after `publish`."""
-        if _wrap(self._sq_tail - self._load(_SQ_HEAD)) >= _SUBMISSIONS or len(self._areas) >= COMPLETIONS - 64:
+        if _wrap(self._sq_tail - self._load(_SQ_HEAD)) >= _SUBMISSIONS or len(self._areas) >= _UNANSWERED:
             raise RingFull
         in_bytes: cython.long = len(data)
-        room: cython.long = out_bytes
-        offset: cython.long = self._reserve(in_bytes + room)
+        offset: cython.long = self._reserve(in_bytes + out_bytes)
         cookie = self._next_cookie
-        self._next_cookie += 1
-        end: cython.long = offset + (in_bytes + room + 7) // 8 * 8
-        self._areas[cookie] = _Area(offset, end, offset + in_bytes, room)
-        self._order.append(cookie)
-        if data:
-            self._copy_in(offset, bytes(data))
-        a0, a1, a2, a3 = tuple(scalars) if len(scalars) == 4 else (tuple(scalars) + (0, 0, 0, 0))[:4]
+        self._next_cookie = cookie + 1
+        self._areas[cookie] = _Area(offset, in_bytes, out_bytes)
+        if in_bytes:
+            self._copy_in(offset, data)
         at: cython.long = _ENTRIES_AT + (self._sq_tail % _SUBMISSIONS) * 64
+        n: cython.Py_ssize_t = len(scalars)
         if cython.compiled:
             header = cython.declare(EntryHeader)
             header.number, header.flags, header.cap, header.cookie = number, flags, cap, cookie
             header.in_offset, header.in_bytes, header.out_offset = offset, in_bytes, offset + in_bytes
-            header.out_bytes, header.a0, header.a1, header.a2, header.a3 = room, a0, a1, a2, a3
+            header.out_bytes = out_bytes
+            header.a0 = scalars[0] if n > 0 else 0
+            header.a1 = scalars[1] if n > 1 else 0
+            header.a2 = scalars[2] if n > 2 else 0
+            header.a3 = scalars[3] if n > 3 else 0
             memcpy(self._base() + at, cython.address(header), 64)
         else:
-            operands = (offset, in_bytes, offset + in_bytes, room)
-            ENTRY.pack_into(self.memory, at, number, flags, cap, cookie, *operands, a0, a1, a2, a3)
+            operands = (offset, in_bytes, offset + in_bytes, out_bytes)
+            ENTRY.pack_into(self.memory, at, number, flags, cap, cookie, *operands, *(*scalars, 0, 0, 0, 0)[:4])
         self._sq_tail = _wrap(self._sq_tail + 1)
         return cookie
 
-    def outstanding(self) -> int:
+    def outstanding(self) -> cython.int:
         """Entries queued whose answers were not taken."""
         return len(self._areas)
 
     def publish(self) -> None:
         self._store(SQ_TAIL, self._sq_tail)
 
+    def wait_here(self, here: cython.bint) -> cython.bint:
+        """Begin to wait in the ring, so that no doorbell rings, or end it (CH-6).  Whether answers are there."""
+        self._store(_CQ_SLEEP, here)
+        futex.fence()
+        return self._cq_head != self._load(_CQ_TAIL)
+
+    def sleep(self, ns: cython.longlong) -> cython.bint:
+        """Sleep until an answer or event is there, at most `ns` nanoseconds; False if it was that long."""
+        return self.wait_here(True) or futex.sleep(self._words, _CQ_SLEEP >> 2, 1, ns) != 0
+
     def pop(self) -> Completion | None:
         """The next completion or event, or None."""
         if self._cq_head == self._load(_CQ_TAIL):
             return None
         at: cython.long = _COMPLETIONS_AT + (self._cq_head % _COMPLETIONS) * 32
+        done: Completion = Completion.__new__(Completion)
         nbytes: cython.long
         if cython.compiled:
             header = cython.declare(CompletionHeader)
             memcpy(cython.address(header), self._base() + at, 32)
-            cookie, code, nbytes, r0, r1 = header.cookie, header.code, header.nbytes, header.r0, header.r1
+            done.cookie, done.code, done.r0, done.r1 = header.cookie, header.code, header.r0, header.r1
+            nbytes = header.nbytes
         else:
-            cookie, code, nbytes, r0, r1 = COMPLETION.unpack_from(self.memory, at)
+            done.cookie, done.code, nbytes, done.r0, done.r1 = COMPLETION.unpack_from(self.memory, at)
         self._cq_head = _wrap(self._cq_head + 1)
         self._store(_CQ_HEAD, self._cq_head)
-        data = b""
-        if cookie:
-            area: _Area = self._areas[cookie]
+        done.data = b""
+        if done.cookie:
+            area: _Area = self._areas[done.cookie]
             if nbytes:
-                data = self._copy_out(area.out_offset, min(nbytes, area.out_bytes))
+                done.data = self._copy_out(area.out_offset, min(nbytes, area.out_bytes))
             area.done = True
-            self._release()
-        return Completion(cookie, code, r0, r1, data)
+            if done.cookie == self._oldest:
+                self._release()
+        return done
 
     def _reserve(self, nbytes: cython.long) -> cython.long:
         """Room for `nbytes` in the data area, which is used as a ring: [begin, free_at) is held."""
@@ -393,12 +413,10 @@ class ClientRing(_Ring):
 
     def _release(self) -> None:
         """Areas come back in the order of submission, as far as they are done."""
-        area: _Area
-        while self._order:
-            area = self._areas[self._order[0]]
-            if not area.done:
-                return
-            del self._areas[self._order.popleft()]
+        area: _Area | None
+        while (area := self._areas.get(self._oldest)) is not None and area.done:
+            del self._areas[self._oldest]
+            self._oldest += 1
             if area.begin != area.end:
                 self._held -= area.end - area.begin
                 self._begin = area.end

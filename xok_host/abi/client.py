@@ -1,8 +1,9 @@
 """A libOS's connection to xokd: the environment it runs in.
 
 The launcher's child builds one `Environment` from the single socket it was given, before it imports the libOS.  The
-first message on that socket describes the environment and carries the descriptors of the call ring and of xokd's
-tables.  After that the socket carries one-byte doorbells both ways, and descriptors of arena chunks.
+first message on that socket describes the environment and carries the descriptors of the call ring, of the doorbell and
+of xokd's tables.  The libOS rings by adding to the doorbell (an eventfd); xokd's answer wakes the thread that waits in
+the ring, or rings by a one-byte message on the socket, which carries descriptors of arena chunks as well.
 
 Typical use:
 
@@ -28,22 +29,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cython
+
 from xok_host.abi import channel as ch
 from xok_host.abi import errors
 from xok_host.abi.calls import CallNumber, EntryFlag, Event
 from xok_host.abi.calltable import BY_NAME
+from xok_host.abi.channel import ClientRing, Completion
 from xok_host.abi.types import BLOCK, CHUNK_BYTES, page_chunk, page_slot
 from xok_host.abi.views import CountersView, FreeMapView, RegistryView
 
 DOORBELL = b"\1"
+"""A message of xokd's: answers or events are there."""
+PATIENCE_NS = 1_000_000_000
+"""Asleep in the ring, it looks so often whether xokd is alive."""
 CHUNK_MESSAGE = struct.Struct("<BBHI")
 """2, writable, 0, chunk number; one descriptor comes with it."""
 START_BYTES = 65536
 MAX_DESCRIPTORS = 16
 LEAST_ROOM = 256
 """Bytes for results that every call has."""
-_NUMBERS = {name: int(call.number) for name, call in BY_NAME.items()}
-_CHUNK_MAP = int(CallNumber.CHUNK_MAP)
+_LEAST_ROOM = cython.declare(cython.long, LEAST_ROOM)
+_COMPLETIONS = cython.declare(cython.int, ch.COMPLETIONS)
+_NUMBERS: dict[str, int] = {name: int(call.number) for name, call in BY_NAME.items()}
+_CHUNK_MAP = cython.declare(cython.int, int(CallNumber.CHUNK_MAP))
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(4)
 
 
@@ -76,7 +85,7 @@ class Batch:
 
     env: Environment
     chain: bool = False
-    results: list[ch.Completion] = field(default_factory=list)
+    results: list[Completion] = field(default_factory=list)
     _cookies: list[int] = field(default_factory=list)
 
     def add(self, name: str, *scalars: int, cap: int = 0, data: bytes = b"", out_bytes: int = 0) -> None:
@@ -97,7 +106,7 @@ class Batch:
                 raise refusal(completion)
 
 
-def refusal(completion: ch.Completion) -> errors.XokError:
+def refusal(completion: Completion) -> errors.XokError:
     error = errors.by_code(completion.code, completion.data.decode(errors="replace"))
     error.fields = {"r0": completion.r0, "r1": completion.r1}
     return error
@@ -114,7 +123,8 @@ class Environment:
         self.caps = [CapabilityInfo(**cap) for cap in start["caps"]]
         self.devices: dict[int, int] = {int(dev): nblocks for dev, nblocks in start["devices"].items()}
         tables = dict(zip(start["tables"], descriptors, strict=False))
-        self.ring = ch.ClientRing(memoryview(mmap.mmap(tables.pop("ring"), ch.RING_BYTES)))
+        self.ring = ClientRing(memoryview(mmap.mmap(tables.pop("ring"), ch.RING_BYTES)))
+        self._bell = tables.pop("bell")
         self.registry = RegistryView(_map_read_only(tables["registry"]))
         self.counters = CountersView(_map_read_only(tables["counters"]))
         self.freemaps = {
@@ -129,8 +139,8 @@ class Environment:
             self.tap = TapInfo(fd=tables["tap"], **tap)
         self.on_event: Callable[[Event, int, int], None] = lambda event, r0, r1: None
         self.stop_requested = False
-        self._done: dict[int, ch.Completion] = {}
-        self._handlers: dict[int, Callable[[ch.Completion], None]] = {}
+        self._done: dict[int, Completion] = {}
+        self._handlers: dict[int, Callable[[Completion], None]] = {}
         self._chunks: dict[int, memoryview] = {}
         self._chunk_fds: dict[int, tuple[int, bool]] = {}
         self._maps: set[int] = set()
@@ -157,21 +167,34 @@ class Environment:
         data: bytes = b"",
         out_bytes: int = 0,
         flags: int = 0,
-        then: Callable[[ch.Completion], None] | None = None,
+        then: Callable[[Completion], None] | None = None,
     ) -> int:
         """Queue a call; it crosses at the next `ring_doorbell` (or `wait`).  `then` gets the completion in `dispatch`.
 
         `out_bytes` is the room for result bytes; refusals put their sentence there, so it is at least LEAST_ROOM.
         """
-        number = _NUMBERS[name]
-        room = out_bytes if out_bytes > LEAST_ROOM else LEAST_ROOM
+        return self._submit(name, scalars, cap, data, out_bytes, flags, then)
+
+    def _submit(
+        self,
+        name: str,
+        scalars: tuple,  # type: ignore[type-arg]
+        cap: Any,
+        data: Any,
+        out_bytes: cython.long,
+        flags: cython.int,
+        then: Any,
+    ) -> Any:
+        number: cython.int = _NUMBERS[name]
+        if out_bytes < _LEAST_ROOM:
+            out_bytes = _LEAST_ROOM
+        operand = data if type(data) is bytes else bytes(data)
         while True:
             try:
-                cookie = self.ring.push(number, scalars, cap=cap, data=data, out_bytes=room, flags=flags)
+                cookie = self.ring.push(number, scalars, cap, operand, out_bytes, flags)
                 break
             except ch.RingFull:
-                self.ring_doorbell()
-                self._block()
+                self._wait_in_ring(0)
         if then is not None:
             self._handlers[cookie] = then
         if number == _CHUNK_MAP:
@@ -182,27 +205,18 @@ class Environment:
     def ring_doorbell(self) -> None:
         """Make queued entries visible and wake xokd."""
         self.ring.publish()
-        try:
-            self._socket.send(DOORBELL, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            pass  # doorbells that xokd has not read yet are enough
-        except OSError as error:
-            raise errors.Gone("xokd is gone") from error
+        os.eventfd_write(self._bell, 1)
 
-    def wait(self, cookie: int) -> ch.Completion:
-        """The completion of `cookie`, waiting for it in this thread."""
+    def wait(self, cookie: Any) -> Completion:
+        """The completion of `cookie`, waiting for it in this thread.  Raises Gone when xokd is."""
         self.dispatch()
         if cookie not in self._done:
-            self.ring_doorbell()
-        while cookie not in self._done:
-            self.dispatch()
-            if cookie not in self._done:
-                self._block()
+            self._wait_in_ring(cookie)
         return self._done.pop(cookie)
 
-    def call(self, name: str, *scalars: int, cap: int = 0, data: bytes = b"", out_bytes: int = 0) -> ch.Completion:
+    def call(self, name: str, *scalars: int, cap: int = 0, data: bytes = b"", out_bytes: int = 0) -> Completion:
         """One call, one crossing.  Raises the `XokError` that xokd answers with."""
-        completion = self.wait(self.submit(name, *scalars, cap=cap, data=data, out_bytes=out_bytes))
+        completion = self.wait(self._submit(name, scalars, cap, data, out_bytes, 0, None))
         if completion.code:
             raise refusal(completion)
         return completion
@@ -210,22 +224,24 @@ class Environment:
     def batch(self, *, chain: bool = False) -> Batch:
         return Batch(self, chain)
 
-    def dispatch(self) -> int:
+    def dispatch(self) -> cython.int:
         """Take all completions and events that are there, without waiting; how many there were."""
-        count = 0
-        outstanding = self.ring.outstanding()
+        count: cython.int = 0
+        outstanding: cython.int = self.ring.outstanding()
+        completion: Completion | None
         while (completion := self.ring.pop()) is not None:
             count += 1
-            if completion.cookie in self._maps:
-                self._maps.discard(completion.cookie)
+            cookie = completion.cookie
+            if self._maps and cookie in self._maps:
+                self._maps.discard(cookie)
                 self._descriptors_due -= completion.code != 0  # else it is on its way
-            if completion.cookie == 0:
+            if not cookie:
                 self._event(completion)
-            elif (handler := self._handlers.pop(completion.cookie, None)) is not None:
+            elif self._handlers and (handler := self._handlers.pop(cookie, None)) is not None:
                 handler(completion)
             else:
-                self._done[completion.cookie] = completion
-        if count + outstanding >= ch.COMPLETIONS:
+                self._done[cookie] = completion
+        if count + outstanding >= _COMPLETIONS:
             self.ring_doorbell()  # the ring was full: xokd may keep events that had no room
         return count
 
@@ -245,9 +261,21 @@ class Environment:
             self.drain()
         self.dispatch()
 
-    def _block(self) -> None:
-        self._receive(0)
-        self.dispatch()
+    def _wait_in_ring(self, cookie: Any) -> None:
+        """Ring, and wait until the completion of `cookie` was taken from the ring, or (0) anything was."""
+        self.ring.wait_here(True)
+        try:
+            self.ring_doorbell()
+            while True:
+                some = self.dispatch()
+                if cookie in self._done or some and not cookie:
+                    break
+                if not some and not self.ring.sleep(PATIENCE_NS):
+                    self.drain()
+        finally:
+            late = self.ring.wait_here(False)
+        if late:
+            self.dispatch()
 
     def _receive(self, flags: int) -> bool:
         ancillary: Sequence[tuple[int, int, bytes]] = ()
@@ -269,7 +297,7 @@ class Environment:
                 self._chunk_fds[chunk] = (descriptor, bool(writable))
         return True
 
-    def _event(self, completion: ch.Completion) -> None:
+    def _event(self, completion: Completion) -> None:
         event = Event(completion.code)
         if event is Event.STOP:
             self.stop_requested = True
@@ -290,6 +318,7 @@ class Environment:
         return chunk[start : start + count * BLOCK]
 
     def _map_chunk(self, chunk: int) -> memoryview:
+        self.drain()  # a socket full of doorbells would have no room for the descriptor
         self.call("chunk_map", chunk)
         while chunk not in self._chunk_fds:
             self._receive(0)

@@ -3,9 +3,12 @@
 CL-1  One turn takes at most `TURN_ENTRIES` entries from a ring, and no further one after `TURN_SECONDS`, and gives
       every ring that has some its turn before any gets a second one: a flood costs its own environment only.
 CL-2  An entry is copied out of shared memory before it is looked at (CH-1); nothing is read twice.
-CL-3  It never waits for a libOS.  Answers go into memory that is known to have room; the doorbell is sent on xokd's own
-      end of the socket without waiting, and a doorbell that does not fit is not needed.
+CL-3  It never waits for a libOS.  Answers go into memory that is known to have room; a libOS that waits in its ring is
+      woken there, for any other the doorbell is sent on xokd's own end of the socket without waiting, and a doorbell
+      that does not fit is not needed.
 CL-4  Cookies are the libOS's and mean nothing here: the kernel sees the loop's own numbers in their place.
+CL-5  A libOS rings by adding to its eventfd, which is watched for edges and never read: what the libOS does to it is
+      its own affair.  A message on the socket rings as well.
 
 Order of calls: `add` an environment before its process starts; `turn` for ever; `remove` when the process is dead.
 """
@@ -17,11 +20,12 @@ import logging
 import os
 import select
 import socket
-import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from time import monotonic
+from typing import Any, Protocol
+
+import cython
 
 from xok_host.abi.calls import CallNumber, Event
 from xok_host.abi.channel import Completion, Entry, KernelRing
@@ -34,8 +38,11 @@ log = logging.getLogger("xok.callloop")
 
 TURN_ENTRIES = 64
 """Entries of one environment in one turn."""
+READY_AT_ONCE = 64
+"""Descriptors that one turn looks at; epoll has the others ready for the next."""
 TURN_SECONDS = 0.005
 """After which a turn ends early: 64 of the most expensive entries would keep the others waiting."""
+_CHUNK_MAP = int(CallNumber.CHUNK_MAP)
 MAX_EVENTS = 2 * MAX_LOCKS + 64
 """Events that may wait for room in one completion ring; more end the environment.  What others do to it cannot be that
 much: one event of each kind waits for each lock, and it can hold no further locks while it takes no answers."""
@@ -61,35 +68,38 @@ class Kernel(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class _Client:
-    env: int
-    sock: socket.socket
-    ring: KernelRing
-    memory: Shared
-    ready: bool = False
-    ring_bell: bool = False
-    events: dict[tuple[Event, int], int] = field(default_factory=dict)
-    """(event, r0) to r1, in order, of those that wait for room; of equal ones the last."""
-    gone: bool = False
+    __slots__ = ("bell", "env", "events", "gone", "memory", "ready", "ring", "sock", "to_wake")
+
+    def __init__(self, env: int, sock: socket.socket, bell: int, memory: Shared) -> None:
+        self.env = env
+        self.sock = sock
+        self.bell = bell
+        self.memory = memory
+        self.ring = KernelRing(memory.memory)
+        self.ready = False
+        self.to_wake = False
+        self.events: dict[tuple[Event, int], int] = {}
+        """(event, r0) to r1, in order, of those that wait for room; of equal ones the last."""
+        self.gone = False
 
 
-@dataclass(slots=True)
 class _Pending:
     """An entry that the kernel has, and the cookie that its libOS knows it by."""
 
-    client: _Client
-    entry: Entry
-    cookie: int
+    __slots__ = ("client", "cookie", "entry")
+
+    def __init__(self, client: _Client, entry: Entry, cookie: int) -> None:
+        self.client = client
+        self.entry = entry
+        self.cookie = cookie
 
 
-@dataclass(slots=True)
 class LoopStatistics:
-    crossings: int = 0
-    entries: int = 0
-    refusals: int = 0
-    turns: int = 0
-    faults: int = 0
+    __slots__ = ("crossings", "entries", "faults", "refusals", "turns")
+
+    def __init__(self) -> None:
+        self.crossings = self.entries = self.refusals = self.turns = self.faults = 0
 
 
 class CallLoop:
@@ -103,20 +113,21 @@ class CallLoop:
         self._by_fd: dict[int, _Client] = {}
         self._handlers: dict[int, Callable[[], None]] = {}
         self._ready: deque[_Client] = deque()
-        self._bells: list[_Client] = []
+        self._to_wake: list[_Client] = []
         self._pending: dict[int, _Pending] = {}
         self._next_token = 1
         self.counts = LoopStatistics()
 
     # ---- who is served
 
-    def add(self, env: int, sock: socket.socket, memory: Shared) -> None:
-        """Serve `env`: xokd's end of its socket, and the memory of its ring."""
+    def add(self, env: int, sock: socket.socket, bell: int, memory: Shared) -> None:
+        """Serve `env`: xokd's end of its socket, its doorbell (an eventfd), and the memory of its ring."""
         sock.setblocking(False)
-        client = _Client(env, sock, KernelRing(memory.memory), memory)
+        client = _Client(env, sock, bell, memory)
         self._clients[env] = client
-        self._by_fd[sock.fileno()] = client
+        self._by_fd[sock.fileno()] = self._by_fd[bell] = client
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._epoll.register(bell, select.EPOLLIN | select.EPOLLET)
 
     def remove(self, env: int) -> None:
         """The environment is dead: completions that still come for it go nowhere."""
@@ -126,6 +137,7 @@ class CallLoop:
         if not client.gone:
             self._hang_up(client)
         client.sock.close()
+        os.close(client.bell)
         for token in [token for token, pending in self._pending.items() if pending.client is client]:
             del self._pending[token]
         client.ring.release()
@@ -163,13 +175,18 @@ class CallLoop:
 
     def turn(self, seconds: float = -1) -> None:
         """Serve what is ready, waiting at most `seconds` for something (−1: for ever)."""
-        ready = self._epoll.poll(0 if self._ready else seconds)
+        client: _Client | None
+        ready = self._epoll.poll(0 if self._ready else seconds, READY_AT_ONCE)
         self.counts.turns += 1
         self._kernel.before_turn()
         for fd, _ in ready:
             client = self._by_fd.get(fd)
             if client is not None:
-                self._doorbell(client)
+                if fd == client.bell:
+                    self.counts.crossings += 1
+                    self._make_ready(client)
+                else:
+                    self._message(client)
             elif fd in self._handlers:
                 self._handlers[fd]()
         for _ in range(len(self._ready)):
@@ -178,9 +195,10 @@ class CallLoop:
             if not client.gone:
                 self._serve(client)
         self._kernel.after_turn()
-        self._ring_bells()
+        if self._to_wake:
+            self._wake_all()
 
-    def _doorbell(self, client: _Client) -> None:
+    def _message(self, client: _Client) -> None:
         try:
             # One is the rule; what is left of a burst keeps the socket readable for the next turn.
             if not client.sock.recv(16):
@@ -195,8 +213,9 @@ class CallLoop:
     def _hang_up(self, client: _Client) -> None:
         """The libOS closed its socket; its process, if it lives, gets nothing more."""
         client.gone = True
-        self._epoll.unregister(client.sock.fileno())
-        del self._by_fd[client.sock.fileno()]
+        for fd in (client.sock.fileno(), client.bell):
+            self._epoll.unregister(fd)
+            del self._by_fd[fd]
 
     def _make_ready(self, client: _Client) -> None:
         if not client.ready:
@@ -204,13 +223,10 @@ class CallLoop:
             self._ready.append(client)
 
     def _serve(self, client: _Client) -> None:
-        while client.events:
-            event, r0 = key = next(iter(client.events))
-            if not client.ring.event(event, r0, client.events[key]):
-                break
-            del client.events[key]
-            self._wake(client)
-        end = time.monotonic() + TURN_SECONDS
+        if client.events:
+            self._post_events(client)
+        entry: Entry | None
+        end: cython.double = monotonic() + TURN_SECONDS
         for _ in range(TURN_ENTRIES):
             entry = client.ring.take()
             if entry is None:
@@ -218,14 +234,23 @@ class CallLoop:
             self._carry_out(client, entry)
             if client.gone:
                 return
-            if time.monotonic() > end:
+            if monotonic() > end:
                 break
         self._make_ready(client)
 
+    def _post_events(self, client: _Client) -> None:
+        """Those that waited for room."""
+        while client.events:
+            event, r0 = key = next(iter(client.events))
+            if not client.ring.event(event, r0, client.events[key]):
+                break
+            del client.events[key]
+            self._wake(client)
+
     def _carry_out(self, client: _Client, entry: Entry) -> None:
+        answer: Completion | None
         self.counts.entries += 1
         cookie, entry.cookie = entry.cookie, self._next_token
-        self._pending[entry.cookie] = _Pending(client, entry, cookie)
         self._next_token += 1
         try:
             answer = self._kernel.execute(client.env, entry)
@@ -234,18 +259,21 @@ class CallLoop:
             log.exception("call %d of environment %d failed inside xokd", entry.number, client.env)
             self.counts.faults += 1
             answer = Completion(entry.cookie, XokError.code, 0, 0, b"xokd failed; its log says how")
-        if answer is not None:
-            self.complete(answer)
+        if answer is None:
+            self._pending[entry.cookie] = _Pending(client, entry, cookie)
+        else:
+            self._answer(client, entry, cookie, answer)
 
     def complete(self, answer: Completion) -> None:
-        """Answer an entry that `execute` did not answer at once."""
-        pending = self._pending.pop(answer.cookie, None)
-        if pending is None:
-            return
-        client, entry = pending.client, pending.entry
-        entry.cookie = pending.cookie
+        """Answer an entry that `execute` did not answer, some time after it returned."""
+        pending: _Pending | None = self._pending.pop(answer.cookie, None)
+        if pending is not None:
+            self._answer(pending.client, pending.entry, pending.cookie, answer)
+
+    def _answer(self, client: _Client, entry: Entry, cookie: Any, answer: Completion) -> None:
+        entry.cookie = cookie
         code, data = answer.code, answer.data
-        if entry.number == CallNumber.CHUNK_MAP and not code and not client.gone:
+        if entry.number == _CHUNK_MAP and not code and not client.gone:
             if not self._send_chunk(client, entry.a0, answer.r0 != 0):
                 code, data = LimitReached.code, b"the environment does not read its socket"
         if code:
@@ -267,15 +295,17 @@ class CallLoop:
         return True
 
     def _wake(self, client: _Client) -> None:
-        if not client.ring_bell:
-            client.ring_bell = True
-            self._bells.append(client)
+        if not client.to_wake:
+            client.to_wake = True
+            self._to_wake.append(client)
 
-    def _ring_bells(self) -> None:
-        bells, self._bells = self._bells, []
-        for client in bells:
-            client.ring_bell = False
-            if not client.gone:
+    def _wake_all(self) -> None:
+        """Those who have answers or events."""
+        client: _Client
+        clients, self._to_wake = self._to_wake, []
+        for client in clients:
+            client.to_wake = False
+            if not client.gone and not client.ring.wake():
                 with contextlib.suppress(OSError):
                     client.sock.send(DOORBELL, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 

@@ -243,8 +243,9 @@ class Environments:
         """Make ring and socket, register them, queue the start message.  Returns the environment's end."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ring = allocate(f"ring-{record.slot}", channel.RING_BYTES, private=False)
-        self._loop.add(record.slot, ours, ring)
-        descriptors = {"ring": ring.writer, **self._backend.tables(), **program.descriptors}
+        bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._loop.add(record.slot, ours, bell, ring)
+        descriptors = {"ring": ring.writer, "bell": bell, **self._backend.tables(), **program.descriptors}
         if network is not None:
             descriptors |= network.descriptors
         start = {

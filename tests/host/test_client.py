@@ -1,0 +1,66 @@
+"""The libOS's end of the channel, against a ring whose other end the test holds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from launchkit import start_message
+
+from xok_host.abi import channel, client
+from xok_host.abi.client import Environment
+from xok_host.abi.errors import Gone
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, Environment]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    start_message(ours, None, [], {})
+    yield ours, Environment.from_socket(theirs.detach())
+    ours.close()
+
+
+def test_who_sleeps_in_the_ring_notices_that_xokd_is_gone(
+    ends: tuple[socket.socket, Environment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "PATIENCE_NS", 50_000_000)
+    xokd, env = ends
+    threading.Timer(0.2, xokd.close).start()
+    began = time.monotonic()
+    with pytest.raises(Gone):
+        env.call("null")
+    assert 0.1 < time.monotonic() - began < 20
+
+
+def test_a_full_ring_waits_for_an_answer(ends: tuple[socket.socket, Environment]) -> None:
+    _, env = ends
+    ring = channel.KernelRing(env.ring.memory)
+
+    def xokd() -> None:
+        for _ in range(channel.SUBMISSIONS + 1):
+            while (entry := ring.take()) is None:
+                time.sleep(0.001)
+            ring.complete(entry, 0, entry.a0)
+            ring.wake()
+
+    thread = threading.Thread(target=xokd)
+    cookies = [env.submit("null", number) for number in range(channel.SUBMISSIONS)]
+    thread.start()
+    cookies.append(env.submit("null", channel.SUBMISSIONS))
+    assert [env.wait(cookie).r0 for cookie in cookies] == list(range(channel.SUBMISSIONS + 1))
+    thread.join(20)
+
+
+def test_a_signal_does_not_leave_it_waiting_in_the_ring(ends: tuple[socket.socket, Environment]) -> None:
+    """KeyboardInterrupt comes through, and doorbells ring again."""
+    import signal
+
+    _, env = ends
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        env.call("null")
+    assert env.ring._load(channel.CQ_SLEEP) == 0
