@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
+import hypothesis
 import pytest
 
 from xok_host import build
+
+# How long an example takes says nothing on a machine that does other things as well.
+hypothesis.settings.register_profile("xok", deadline=None)
+hypothesis.settings.load_profile("xok")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

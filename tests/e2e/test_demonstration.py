@@ -28,11 +28,18 @@ def test_once_fetches_everything_and_leaves_nothing(tree: Path) -> None:
     assert _leftovers() <= before
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupt_stops_and_cleans(tmp_path: Path) -> None:
     before = _leftovers()
     output = tmp_path / "output"
     with output.open("wb") as log:
-        demo = subprocess.Popen(DEMO, stdout=log, stderr=log, start_new_session=True, env=ENVIRONMENT)
+        # Whoever runs the tests in the background ignores interrupts, which would be inherited.
+        demo = subprocess.Popen(
+            DEMO, stdout=log, stderr=log, start_new_session=True, env=ENVIRONMENT, preexec_fn=_heed_interrupts
+        )
         wait_until(lambda: b"Ctrl-C" in output.read_bytes() or demo.poll() is not None, "the start", seconds=60)
         assert demo.poll() is None, output.read_text()
         os.killpg(demo.pid, signal.SIGINT)  # as a terminal does

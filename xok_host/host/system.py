@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from xok_host.abi.calls import CallNumber, CatalogueEntry, Event, pack_extents
+from xok_host.abi.calls import CallNumber, CatalogueEntry, pack_extents
 from xok_host.abi.channel import Completion, Entry
 from xok_host.abi.errors import (
     BadCall,
@@ -46,6 +46,7 @@ from xok_host.host.network import Network
 from xok_host.host.reconstruct import BlockReader, Examination, examine, repair
 from xok_host.host.sharedmem import SharedChunks, SharedTables
 from xok_host.host.signature import naming
+from xok_host.host.turns import Turns
 from xok_host.kernel.capability import ADDRESS, Capability
 from xok_host.kernel.env import Environment
 from xok_host.kernel.kernel import Kernel
@@ -75,7 +76,7 @@ class System:
         """Take the disks and the TAP.  Raises BadDisk, InUse, MediaError, OSError; nothing is held then."""
         self._config = config
         self.on_flood: Callable[[int], None] = lambda env: None
-        self.loop = CallLoop(self, lambda env: self.on_flood(env))
+        self._held = contextlib.ExitStack()
         self.disks: dict[int, BlockDevice] = {}
         self.network: Network | None = None
         self._own_cookie = 0
@@ -84,6 +85,7 @@ class System:
         try:
             for dev, path in enumerate(config.disks, 1):
                 self.disks[dev] = open_disk(path, without=config.without)
+                self._held.callback(self.disks[dev].close)
             reports = {dev: _recover(disk) for dev, disk in self.disks.items()}
             self._chunks = SharedChunks(config.memory_chunks)
             self._tables = SharedTables()
@@ -94,13 +96,17 @@ class System:
                 self._tables.entries,
                 self._tables.buckets,
             )
-            self._carrier = Carrier(self.kernel, self.disks)
+            carrier = Carrier(self.kernel, self.disks)
+            self.turns = Turns(self.kernel, carrier, self._chunks, OWN_SLOT, self._own_complete)
+            self.loop = self.turns.loop = CallLoop(self.turns, lambda env: self.on_flood(env))
+            self._held.callback(self.loop.close)
             self.patching = PatchCalls(self.kernel)
             self.patching.reports = {dev: report for dev, report in reports.items() if report is not None}
             self.kernel.add_handler(CallNumber.FILTER_INSERT, self._filter_insert)
             self.kernel.add_handler(CallNumber.FILTER_REMOVE, self._filter_remove)
             if config.tap is not None:
                 self.network = Network(config.tap, config.host_address, config.without, self.loop)
+                self._held.callback(self.network.close)
             for disk in self.disks.values():
                 self._watch(disk)
         except BaseException:
@@ -109,33 +115,7 @@ class System:
 
     def close(self) -> None:
         """Let go of everything; the kernel's devices were detached, or are left to be reconstructed."""
-        if self.network is not None:
-            self.network.close()
-        self.loop.close()
-        for disk in self.disks.values():
-            disk.close()
-
-    # ---- the call loop's kernel
-
-    def before_turn(self) -> None:
-        self.kernel.tick(time.time_ns())
-
-    def execute(self, env: int, entry: Entry) -> Completion | None:
-        return self.kernel.execute(self.kernel.environments[env], entry)
-
-    def chunk_descriptor(self, chunk: int, writable: bool) -> int:
-        return self._chunks.descriptor(chunk, writable)
-
-    def after_turn(self) -> None:
-        """Start requests, hand out completions."""
-        self._carrier.start()
-        completions = self.kernel.completions
-        while completions:
-            env, cookie, code, r0, r1, data = completions.popleft()
-            if cookie:
-                self._complete(env, Completion(cookie, code, r0, r1, data))
-            else:
-                self.loop.post(env, Event(code), r0, r1)
+        self._held.close()
 
     def _watch(self, disk: BlockDevice) -> None:
         def ready() -> None:
@@ -143,15 +123,7 @@ class System:
 
         self.loop.watch(disk.fileno(), ready)
 
-    def wait_seconds(self) -> float:
-        """How long the loop may sleep: until the next lock's deadline."""
-        deadline = self.kernel.locks.next_deadline()
-        return -1 if deadline is None else max(0.001, (deadline - time.time_ns()) / 1e9)
-
-    def _complete(self, env: int, completion: Completion) -> None:
-        if env != OWN_SLOT:
-            self.loop.complete(completion)
-            return
+    def _own_complete(self, completion: Completion) -> None:
         self._own_answers[completion.cookie] = completion
         self._token.run_sync_soon(self._own_waits.pop(completion.cookie).set)
 

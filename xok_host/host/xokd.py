@@ -92,7 +92,7 @@ class Xokd:
             gc.freeze()
             gc.set_threshold(100_000, 50, 100)
             while self._outcome is None:
-                self.loop.turn(self.system.wait_seconds())
+                self.loop.turn(self.system.turns.wait_seconds())
             mailbox.close()
         finally:
             self.system.close()

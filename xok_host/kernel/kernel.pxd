@@ -1,21 +1,31 @@
 # C-level declarations of kernel.py: itself, and the classes that it uses for each request and when it makes room.
+from xok_host.abi.channel cimport Completion, Entry
 from xok_host.kernel.core cimport Core
 from xok_host.kernel.env cimport Environment
 from xok_host.kernel.pages cimport Access, Arena
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.io cimport DeviceIo
+from xok_host.kernel.xn.locks cimport Locks
 from xok_host.kernel.xn.pending cimport Pending
 from xok_host.kernel.xn.registry cimport Cached, Registry
 
 
+cdef class _Group:
+    cdef public object queue
+    cdef public bint waiting, failed
+
+
 cdef class Kernel(Core):
     cdef public dict environments
-    cdef public object completions, locks
+    cdef public object completions
+    cdef public Locks locks
     cdef public Environment running
     cdef object _random_id
     cdef readonly dict _handlers
     cdef set _ids
-    cpdef execute(self, Environment env, object entry)
-    cpdef _run(self, Environment env, object entry, object group)
-    cpdef _refusal(self, object entry, object error)
+    cpdef tick(self, object now_ns)
+    cpdef list take_io(self)
+    cpdef Completion execute(self, Environment env, Entry entry)
+    cdef Completion _run(self, Environment env, Entry entry, _Group group)
+    cpdef Completion _refusal(self, Entry entry, object error)
     cpdef bint make_room(self, long count) except -1

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import cython
 
@@ -50,7 +51,8 @@ class _Group:
     __slots__ = ("failed", "queue", "waiting")
 
     def __init__(self) -> None:
-        self.queue: deque[Entry] = deque()
+        self.queue: deque[Entry] | None = None
+        """Those behind one that is not through, if there ever were any."""
         self.waiting = False
         self.failed = False
 
@@ -169,16 +171,22 @@ class Kernel(Core):
 
     # ---- turns
 
-    def tick(self, now_ns: int) -> None:
+    def tick(self, now_ns: Any) -> None:
         self.now = now_ns
-        self.locks.tick(now_ns)
+        if self.locks.next_deadline() is not None:
+            self.locks.tick(now_ns)
         self.counters.set("pages_in_use", self.pages.in_use)
         self.counters.set("pages_total", self.pages.total)
 
     def take_io(self) -> list[IoRequest]:
+        io: DeviceIo
         out: list[IoRequest] = []
-        for device in (*self.devices.values(), *self.starting.values()):
-            out += device.io.take()
+        for device in self.devices.values():
+            io = device.io
+            out += io.take()
+        for device in self.starting.values():
+            io = device.io
+            out += io.take()
         return out
 
     def io_done(self, token: int, errno: int) -> None:
@@ -198,19 +206,26 @@ class Kernel(Core):
     def execute(self, env: Environment, entry: Entry) -> Completion | None:
         """Carry out one entry.  None when it completes later, through `completions`."""
         self.counters.add("entries")
-        if entry.flags & _CHAIN and env.group is not None:
-            group = env.group
+        group: _Group | None = env.group
+        if group is None:
+            group = env.group = _Group()
+        elif entry.flags & _CHAIN:
             if group.waiting or group.queue:
                 if env.pending >= MAX_PENDING:
                     return self._refusal(entry, LimitReached(f"{MAX_PENDING} entries wait"))
+                if group.queue is None:
+                    group.queue = deque()
                 env.pending += 1
                 group.queue.append(entry)
                 return None
-        else:
+        elif group.waiting or group.queue:
             group = env.group = _Group()
+        else:
+            group.failed = False
         return self._run(env, entry, group)
 
     def _run(self, env: Environment, entry: Entry, group: _Group) -> Completion | None:
+        completion: Completion
         try:
             if group.failed and entry.flags & _CHAIN:
                 raise Cancelled
@@ -228,10 +243,13 @@ class Kernel(Core):
         finally:
             self.running = None
             self.pages.payer = 0
-        if not isinstance(result, Pending):
-            group.failed = False
-            return Completion(entry.cookie, 0, *result)
-        return self._wait(env, entry, group, result)
+        if isinstance(result, Pending):
+            return self._wait(env, entry, group, result)
+        group.failed = False
+        completion = Completion.__new__(Completion)
+        completion.cookie, completion.code = entry.cookie, 0
+        completion.r0, completion.r1, completion.data = result
+        return completion
 
     def _wait(self, env: Environment, entry: Entry, group: _Group, pending: Pending) -> Completion | None:
         """The handler is through; answer now if nothing is left to wait for."""

@@ -2,3 +2,4 @@
 cdef class Counters:
     cdef unsigned long long[::1] _words
     cpdef add(self, str name, long count=*)
+    cpdef set(self, str name, unsigned long long value)

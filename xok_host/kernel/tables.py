@@ -56,8 +56,9 @@ class Counters:
         index: cython.int = _INDEX[name]
         self._words[index] += count
 
-    def set(self, name: str, value: int) -> None:
-        self._words[_INDEX[name]] = value
+    def set(self, name: str, value: cython.ulonglong) -> None:
+        index: cython.int = _INDEX[name]
+        self._words[index] = value
 
     def get(self, name: str) -> int:
         return self._words[_INDEX[name]]

@@ -10,7 +10,7 @@ LOCK-4  A transaction on a block that somebody else has locked EXCLUSIVE is refu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from xok_host.abi.calls import Event
 from xok_host.abi.errors import BadCall, LimitReached, NotFound, NotInCore
@@ -126,7 +126,7 @@ class Locks:
                 self._settle(entry)
         self._earliest = min((entry.lock_queue[0].deadline for entry in self._waiting if entry.lock_queue), default=now)
 
-    def next_deadline(self) -> int | None:
+    def next_deadline(self) -> Any:
         """When `tick` may have something to do, ns; None if nobody waits."""
         return self._earliest if self._waiting else None
 
