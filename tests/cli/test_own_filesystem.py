@@ -262,3 +262,15 @@ def test_the_disk_is_sound_afterwards(xok: Xok, mounted: Path) -> None:
     xok("mount", "vol", xok.directory / "vol")
     assert mount(xok).status == 0
     assert shell(f"cat {mounted}/late").out == "late\n"
+
+
+def test_umount_says_that_the_server_could_not_write_everything(xok: Xok) -> None:
+    """As when the disk fails at the last moment."""
+    program = xok.directory / "failing.py"
+    broken = "\n\ndef fail(self):\n    raise OSError(errno.EIO, 'no more writing')\n\n\nPocketFS.close = fail\n"
+    program.write_text(POCKET.read_text() + broken)
+    assert mount(xok, program=program).status == 0
+    done = xok.try_("umount", xok.directory / "mine", **user(NOBODY))
+    assert done.status == exits.REFUSED, done
+    assert "mine is unmounted, but its server ended with exit status 1" in done.err and "no more writing" in done.err
+    assert not is_mounted(xok.directory / "mine")

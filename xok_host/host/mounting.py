@@ -134,7 +134,7 @@ class Mounts:
     async def umount(self, directory: str, *, lazy: bool = False) -> None:
         """Unmount and wait until everything is written; `lazy` detaches, and does not wait for those who use root's.
 
-        Raises NotFound, InUse."""
+        Raises NotFound, InUse; MountFailed if the server could not finish."""
         mount = self.mounts.get(directory)
         if mount is None:
             raise NotFound(f"nothing of ours is mounted on {directory}")
@@ -153,9 +153,12 @@ class Mounts:
         if lasting:
             with trio.move_on_after(LAST_USE_SECONDS):  # not in use: this ends like any other
                 await mount.gone.wait()
+                await _check_end(mount)
             return
         with trio.move_on_after(seconds):
             await mount.gone.wait()
+        if mount.gone.is_set():
+            await _check_end(mount)
             return
         if mount.record is not None and not mount.record.exited.is_set():
             await self._environments.kill(mount.record)
@@ -287,7 +290,17 @@ class Mounts:
 
 
 class MountFailed(XokError):
-    """The mount did not come up."""
+    """The mount did not come up, or did not end well."""
+
+
+async def _check_end(mount: Mount) -> None:
+    """Raises MountFailed if the server, which has ended, did not finish what it had to do."""
+    if mount.record is not None and mount.record.status:
+        how, words = describe_status(mount.record.status), await last_words(mount.record)
+        raise MountFailed(
+            f"{mount.name} is unmounted, but its server ended with {how}: what it had not written may be lost; see the "
+            f"log mount_{mount.name}.log" + (f"\n{words}" if words else "")
+        )
 
 
 def _flush_seconds(mount: Mount) -> float:

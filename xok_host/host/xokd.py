@@ -32,7 +32,7 @@ from xok_host.host.environments import Environments, Program, Record, describe_s
 from xok_host.host.keeping import Keepers
 from xok_host.host.launchlink import LaunchLink
 from xok_host.host.mountinfo import kind_of_mount
-from xok_host.host.mounting import DETACHED, FILE_SYSTEM, OWN_MODULE, Mount, Mounts, User
+from xok_host.host.mounting import DETACHED, FILE_SYSTEM, OWN_MODULE, Mount, MountFailed, Mounts, User
 from xok_host.host.patching import MAX_PATCH_SECONDS, PATCH_SECONDS, Patcher
 from xok_host.host.system import System
 from xok_host.kernel.capability import TREE, Capability
@@ -187,6 +187,8 @@ class Xokd:
                 await self.mounts.umount(mount.directory)
         except XokError as error:
             log.error("%s", error)
+            if isinstance(error, MountFailed):
+                self._trouble = error
 
     async def _listen_to_launcher(self) -> None:
         """Without the launcher its environments die and nothing can be started: save the disk and end."""
