@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,11 @@ class System:
 
     def xok(self, *arguments: str) -> str:
         return run(sys.executable, "-P", "-m", "xok_host.cli", *arguments, env=self._environment)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A command of `xok` that goes on; what it prints is in its `stdout`."""
+        words = [sys.executable, "-P", "-m", "xok_host.cli", *arguments]
+        return subprocess.Popen(words, env=self._environment, stdout=subprocess.PIPE)
 
     def mount(self, stack: ExitStack, directory: Path) -> None:
         directory.mkdir()

@@ -3,8 +3,11 @@
 * calls: `programs/xnload.py` times them inside an environment: a crossing that does nothing; a modification of a
   directory sector with three names and inodes (three UDFs, verified), one in a crossing, 64 transactions in a crossing,
   64 operations in one transaction.
-* data: the same program writes and reads a 64 MB file through XN; fio does the same requests to a raw loop device over
-  an image in the same directory, O_DIRECT, through io_uring.
+* data: the same program writes and reads 128 MB through XN; fio does the same requests to a raw device, O_DIRECT,
+  through io_uring, as many at a time; writing ends with a flush.  Both sides take turns within each pattern.  On two
+  kinds of device: "disk", loop devices with direct I/O over images on the machine's disk that were written in full
+  before; and "memory", loop devices over images in a tmpfs: a device that takes no time, so that what is left is what
+  each side does itself.
 * checks: the files workload on xokd as it is, and on a copy of this checkout in which `CHECKED` is compiled to False.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,8 +25,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.files import COUNT, PASSES, PER_DIRECTORY, SIZE, loop_device
+from benchmarks.programs.xnload import COMMAND
 from benchmarks.system import System
-from benchmarks.tools import HERE, PLACEMENTS, BenchmarkFailure, compile_c, place, ratio, run, scratch, table
+from benchmarks.tools import (
+    HERE,
+    PLACEMENTS,
+    BenchmarkFailure,
+    compile_c,
+    end,
+    place,
+    ratio,
+    run,
+    scratch,
+    table,
+    threads_seconds,
+)
 
 CALLS = {
     "crossing": "NULL, a crossing",
@@ -30,9 +47,12 @@ CALLS = {
     "batch": "modification, 64 transactions a crossing",
     "transaction": "modification, 64 operations a transaction",
 }
-PATTERNS = {"sequential": (128, 16, "rw"), "random": (16, 64, "randrw")}
+PATTERNS = {"sequential": (128, 16), "random": (16, 64)}
 """Order: KB of a request, requests at once."""
-FILE_MEGABYTES = 64
+WAYS = ("write", "read")
+FILE_MEGABYTES = 128
+IMAGE_MEGABYTES = 256
+DEVICES = ("disk", "memory")
 PARTS = ("libfs", "mounts", "netstack", "xok_host", "pyproject.toml")
 
 
@@ -51,36 +71,120 @@ def measure(rounds: int, placements: list[str]) -> dict[str, Any]:
 
 
 def _loads(stack: ExitStack, where: Path, rounds: int) -> dict[str, Any]:
-    ours, raw = loop_device(stack, where / "ours.img"), loop_device(stack, where / "raw.img")
-    run("dd", "if=/dev/zero", f"of={raw}", "bs=1M", f"count={FILE_MEGABYTES}", "oflag=direct")
     calls: dict[str, list[float]] = {name: [] for name in CALLS}
-    data: dict[str, dict[str, list[float]]] = {}
-    for number in range(rounds + 1):
+    data: dict[str, Any] = {}
+    for number, kind in enumerate(DEVICES):
         with ExitStack() as inner:
-            (where / str(number)).mkdir(mode=0o755)
-            system = System(inner, where / str(number), ours, network=250)
-            said = json.loads(system.xok("run", str(HERE / "programs" / "xnload.py"), "1"))
-        for order in PATTERNS:
-            for way in ("write", "read"):
-                cell = data.setdefault(f"{way} {order}", {"xn": [], "raw": []})
-                theirs = _fio(raw, way, order)
-                if number:  # the first round only warms up
-                    cell["raw"].append(theirs)
-                    cell["xn"] += said[f"{way} {order}"]
-        if number:
-            for name in CALLS:
-                calls[name] += said[name]
+            directory = where / kind
+            directory.mkdir(mode=0o755)
+            try:
+                ours, raw = (_device(inner, directory, kind, name) for name in ("ours", "raw"))
+            except Unavailable as error:
+                data[kind] = str(error)
+                continue
+            load = _Load(inner, directory, ours, 250 + number)
+            cells = data[kind] = {
+                f"{way} {order}": {name: [] for name in ("xn", "raw", "xn cpu", "raw cpu")}
+                for order in PATTERNS
+                for way in WAYS
+            }
+            for turn in range(rounds + 1):
+                said = load.calls() if kind == "memory" else {}
+                for name, cell in cells.items():
+                    way, order = name.split()
+                    sides = {"raw": _fio(raw, way, order), "xn": load.data(way, order)}
+                    for side, (rate, cpu) in sides.items():
+                        if turn:  # the first round only warms up
+                            cell[side].append(rate)
+                            cell[f"{side} cpu"].append(cpu)
+                for name in said if turn else ():
+                    calls[name].append(said[name])
     return {"calls": calls, "data": data}
 
 
-def _fio(device: Path, way: str, order: str) -> float:
-    """Bytes a second of the same requests without XN, the flush at the end of writing included."""
-    kilobytes, depth, _ = PATTERNS[order]
+class Unavailable(Exception):
+    """What keeps this machine from having such a device."""
+
+
+def _device(stack: ExitStack, directory: Path, kind: str, name: str) -> Path:
+    """A loop device over an image that has no holes.  Raises Unavailable."""
+    if kind == "memory":
+        directory = directory / name
+        directory.mkdir()
+        run("mount", "-t", "tmpfs", "-o", f"size={IMAGE_MEGABYTES + 16}m", "xok-bench", directory)
+        stack.callback(run, "umount", directory)
+    elif run("stat", "--file-system", "--format=%T", directory).strip() in ("tmpfs", "ramfs"):
+        raise Unavailable(f"{directory} is in memory: nothing there has a disk's times")
+    image = directory / f"{name}.img"
+    with image.open("wb") as file:
+        for _ in range(IMAGE_MEGABYTES):
+            file.write(os.urandom(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    wanted = "on" if kind == "disk" else "off"
+    try:
+        device = Path(run("losetup", "--find", "--show", f"--direct-io={wanted}", image).strip())
+    except BenchmarkFailure as error:
+        raise Unavailable(f"no loop device with direct I/O over {directory}: {error}") from None
+    stack.callback(run, "losetup", "--detach", device)
+    direct = Path("/sys/block") / device.name / "loop" / "dio"
+    if kind == "disk" and direct.read_text().strip() != "1":
+        raise Unavailable(f"the file system of {directory} does not let a loop device use direct I/O")
+    return device
+
+
+class _Load:
+    """`programs/xnload.py` in an xokd of its own, told what to do through its private /tmp."""
+
+    def __init__(self, stack: ExitStack, where: Path, disk: Path, network: int) -> None:
+        system = System(stack, where, disk, network)
+        self._program = system.start("run", str(HERE / "programs" / "xnload.py"))
+        stack.callback(end, self._program)
+        self._answer("its start")
+        status = system.status()
+        self._xokd = int(status["xokd"]["pid"])
+        self._libos = int(status["environments"][0]["pid"])
+
+    def calls(self) -> dict[str, float]:
+        return self._ask("calls")
+
+    def data(self, way: str, order: str) -> tuple[float, float]:
+        """Bytes a second, and µs of CPU time for a request: the libOS's and xokd's."""
+        kilobytes, depth = PATTERNS[order]
+        if way == "read":
+            self._ask("forget")
+        before = threads_seconds(self._xokd)
+        said = self._ask(f"{way} {order} {kilobytes} {depth}")
+        cpu = said["cpu"] + threads_seconds(self._xokd) - before
+        return said["bytes"] / said["seconds"], cpu / (said["bytes"] / (kilobytes << 10)) * 1e6
+
+    def _ask(self, what: str) -> dict[str, float]:
+        Path(f"/proc/{self._libos}/root{COMMAND}").write_text(what)
+        os.kill(self._libos, signal.SIGUSR1)
+        return self._answer(repr(what))
+
+    def _answer(self, what: str) -> dict[str, float]:
+        """The next line that the program prints; a program that fails prints why."""
+        assert self._program.stdout is not None
+        line = self._program.stdout.readline()
+        try:
+            said: dict[str, float] = json.loads(line)
+        except ValueError:
+            rest = (line + self._program.stdout.read()).decode(errors="replace")
+            raise BenchmarkFailure(f"xnload ended at {what}: {rest}".strip()) from None
+        return said
+
+
+def _fio(device: Path, way: str, order: str) -> tuple[float, float]:
+    """The same of these requests without XN, by fio."""
+    kilobytes, depth = PATTERNS[order]
     words = ["fio", "--name=raw", f"--filename={device}", "--direct=1", "--ioengine=io_uring", "--output-format=json"]
     words += [f"--rw={'rand' if order == 'random' else ''}{way}", f"--bs={kilobytes}k", f"--iodepth={depth}"]
     words += [f"--size={FILE_MEGABYTES}m", "--end_fsync=1" if way == "write" else "--norandommap=0"]
     job = json.loads(run(*words))["jobs"][0]
-    return float(job[way]["io_bytes"]) / (float(job["job_runtime"]) / 1000)
+    seconds = float(job["job_runtime"]) / 1000
+    cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * seconds
+    return float(job[way]["io_bytes"]) / seconds, cpu / float(job[way]["total_ios"]) * 1e6
 
 
 def _unchecked(where: Path) -> Path:
@@ -141,17 +245,7 @@ def report(result: dict[str, Any]) -> str:
     for placement, said in result.items():
         rows = [[CALLS[name], f"{statistics.median(values):.1f}"] for name, values in said["calls"].items()]
         parts.append(table(f"XN's calls, {placement}: µs each", ["", "µs"], rows))
-        rows = []
-        for name, cell in said["data"].items():
-            kilobytes = PATTERNS[name.split()[1]][0]
-            rows.append(
-                [
-                    f"{name}, {kilobytes} KB",
-                    *(f"{statistics.median(cell[who]) / 1e6:,.0f}" for who in ("xn", "raw")),
-                    f"{ratio(cell['xn'], cell['raw']):.2f}×",
-                ]
-            )
-        parts.append(table(f"data, {placement}: MB/s (above 1 we are faster)", ["", "XN", "raw", "XN / raw"], rows))
+        parts += [_data_table(kind, placement, cells) for kind, cells in said["data"].items()]
         checks = said["checks"]
         rows = [[name, *(f"{statistics.median(values[key]):.1f}" for key in PASSES)] for name, values in checks.items()]
         cost = (ratio(checks["checked"][key], checks["unchecked"][key]) - 1 for key in PASSES)
@@ -160,3 +254,24 @@ def report(result: dict[str, Any]) -> str:
         title = f"files with and without XN's checks, {placement}: µs a file; all together {ratio(*whole) - 1:+.1%}"
         parts.append(table(title, ["", *PASSES], rows))
     return "\n".join(parts)
+
+
+def _data_table(kind: str, placement: str, cells: dict[str, dict[str, list[float]]] | str) -> str:
+    """`cells`: what was measured, or why it could not be."""
+    title = f"data, {kind}, {placement}"
+    if isinstance(cells, str):
+        return f"{title}: not measured: {cells}\n"
+    rows = []
+    for name, cell in cells.items():
+        kilobytes, depth = PATTERNS[name.split()[1]]
+        middle = {who: statistics.median(values) for who, values in cell.items()}
+        rows.append(
+            [
+                f"{name}, {kilobytes} KB, {depth} at a time",
+                *(f"{middle[who] / 1e6:,.0f}" for who in ("xn", "raw")),
+                f"{ratio(cell['xn'], cell['raw']):.2f}×",
+                *(f"{middle[who]:.1f}" for who in ("xn cpu", "raw cpu")),
+            ]
+        )
+    heads = ["", "XN", "raw", "XN / raw", "XN: CPU µs", "raw: CPU µs"]
+    return table(f"{title}: MB/s (above 1 we are faster), CPU time a request", heads, rows)

@@ -1,31 +1,44 @@
-"""The libOS of `./xok bench xn`: raw calls of XN, timed from inside an environment.  Prints one line of JSON.
+"""The libOS of `./xok bench xn`: raw calls of XN and data through it, timed from inside an environment.
 
-Calls go to a C-FFS directory block and its UDFs, as a mount's would; data goes to extents below an inode in it.
+It prints a line of JSON when it is ready.  At each SIGUSR1 it does what the file COMMAND in its private /tmp says, and
+prints another one:
+
+    forget                                 {}: nothing of the data is in core any more, and reads come from the device
+    calls                                  {name of a call: µs each}
+    write|read sequential|random KB DEPTH  {"seconds": …, "bytes": …, "cpu": seconds of this process}
+
+Calls go to a C-FFS directory block and its UDFs, as a mount's would; data goes to extents below two inodes in it, DEPTH
+requests of KB at a time, and a write ends with a flush.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import signal
 import stat
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from libfs.cffs import layout, mkfs, sector
 from libfs.cffs.inode import Node
 from xok_host.abi.calls import Op, OpKind, pack_extents, pack_transaction
+from xok_host.abi.channel import Completion
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, disk_address
 
 DEV = 1
 NAME = "xnload"
+COMMAND = "/tmp/command"
 CALLS = 2000
 BATCH = 64
-EXTENT_BLOCKS, EXTENTS = 4096, layout.DIRECT
-FILE_BLOCKS = EXTENT_BLOCKS * EXTENTS
+INODES = 2
+EXTENT_BLOCKS = 4096
+FILE_BLOCKS = EXTENT_BLOCKS * layout.DIRECT * INODES
 WINDOW = 4
-"""Batches of data requests on their way at once."""
+"""Crossings with data requests that have not been answered."""
 
 
 class Load:
@@ -38,6 +51,10 @@ class Load:
         self.root = mounted.r0 >> 12 & (1 << 44) - 1
         self.da = disk_address(DEV, self.root)
         self.starts = self._file()
+        self.flying = 0
+        """Crossings that are not answered."""
+        self.pages: deque[bytes] = deque()
+        """Numbers of pages for the next crossings."""
 
     def _sector(self, number: int, stamp: int) -> bytes:
         """A sector with three names and their inodes."""
@@ -55,29 +72,23 @@ class Load:
         )
 
     def _file(self) -> list[int]:
-        """An inode with four extents of data; their first blocks."""
+        """Inodes with extents of data; the extents' first blocks."""
         data = bytearray(sector.fresh(0))
-        slot = sector.place(data, b"data", stat.S_IFREG >> 12)
-        ino = layout.ino_of(self.root, 1, slot)
-        Node(ino, self.root << 5 | 3, stat.S_IFREG | 0o644, 0, 0, 1, 1).pack_into(data, slot * 128)
         starts = []
         hint = self.root + 1024
-        for index in range(EXTENTS):
-            start = self.env.call("findfree", DEV, hint, EXTENT_BLOCKS).r0
-            at = slot * 128 + layout.INODE.offset(f"extents[{index}]")
-            struct.pack_into("<IIQ", data, at, index * EXTENT_BLOCKS, EXTENT_BLOCKS, start)
-            op = Op(
-                OpKind.ALLOC,
-                self.da,
-                1,
-                db=start,
-                count=EXTENT_BLOCKS,
-                type=TYPE_XN_DB,
-                writes=[(SECTOR, bytes(data))],
-            )
-            self.env.call("transact", cap=self.cap, data=pack_transaction([op]))
-            starts.append(start)
-            hint = start + EXTENT_BLOCKS
+        for number in range(INODES):
+            slot = sector.place(data, b"data-%d" % number, stat.S_IFREG >> 12)
+            ino = layout.ino_of(self.root, 1, slot)
+            Node(ino, self.root << 5 | 3, stat.S_IFREG | 0o644, 0, 0, 1, 1).pack_into(data, slot * 128)
+            for index in range(layout.DIRECT):
+                start = self.env.call("findfree", DEV, hint, EXTENT_BLOCKS).r0
+                at = slot * 128 + layout.INODE.offset(f"extents[{index}]")
+                struct.pack_into("<IIQ", data, at, index * EXTENT_BLOCKS, EXTENT_BLOCKS, start)
+                written = [(SECTOR, bytes(data))]
+                op = Op(OpKind.ALLOC, self.da, 1, db=start, count=EXTENT_BLOCKS, type=TYPE_XN_DB, writes=written)
+                self.env.call("transact", cap=self.cap, data=pack_transaction([op]))
+                starts.append(start)
+                hint = start + EXTENT_BLOCKS
         return starts
 
     # ---- calls, µs each
@@ -119,68 +130,81 @@ class Load:
             one(i)
         return (time.perf_counter() - began) / count * 1e6
 
-    # ---- data, bytes a second
+    # ---- data
 
-    def pieces(self, blocks: int, order: str) -> list[int]:
-        """First blocks of all pieces of the file, `blocks` each."""
-        found = [start + at for start in self.starts for at in range(0, EXTENT_BLOCKS, blocks)]
+    def data(self, way: str, order: str, blocks: int, depth: int) -> dict[str, float]:
+        """Write or read the file once, `depth` requests of `blocks` at a time."""
+        pieces = [start + at for start in self.starts for at in range(0, EXTENT_BLOCKS, blocks)]
         if order == "random":
-            random.Random(1).shuffle(found)
-        return found
-
-    def write(self, blocks: int, order: str, depth: int) -> float:
-        pieces = self.pieces(blocks, order)
-        began = time.perf_counter()
-        flights: list[list[int]] = []
-        for at in range(0, len(pieces), depth):
-            group = pieces[at : at + depth]
-            total = len(group) * blocks
-            given = self.env.call("page_alloc", total, cap=self.cap, out_bytes=8 * total)
-            pages = memoryview(given.data)[: 8 * total].cast("Q")
-            self.env.pages(pages[0], 1)[:8] = struct.pack("<Q", at)
-            ops = [
-                Op(OpKind.PUBLISH, self.da, 1, db=db + first - begin, count=count, type=TYPE_XN_DB, page=page)
-                for index, db in enumerate(group)
-                for begin in [index * blocks]
-                for first, count, page in _runs(pages, begin, blocks)
-            ]
-            cookies = [
-                self.env.submit("transact", cap=self.cap, data=pack_transaction(ops[start : start + 64]))
-                for start in range(0, len(ops), 64)
-            ]
-            cookies.append(self.env.submit("writebackv", DEV, data=pack_extents([(db, blocks, 0) for db in group])))
+            random.Random(1).shuffle(pieces)
+        group = max(1, depth // WINDOW)
+        groups = [pieces[at : at + group] for at in range(0, len(pieces), group)]
+        if way == "write":
+            self._order_pages(group * blocks)
+        cpu, began = time.process_time(), time.perf_counter()
+        for asked in groups:
+            while self.flying == WINDOW:
+                self.env.wait_event()
+            if way == "write":
+                self._write(asked, blocks)
+            else:
+                self._read(asked, blocks)
+            self.flying += 1
             self.env.ring_doorbell()
-            flights.append(cookies)
-            if len(flights) == WINDOW:
-                self._land(flights.pop(0))
-        for cookies in flights:
-            self._land(cookies)
-        self.env.call("flush", DEV)
-        return FILE_BLOCKS * BLOCK / (time.perf_counter() - began)
+        while self.flying:
+            self.env.wait_event()
+        if way == "write":
+            self.env.call("flush", DEV)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        while self.pages:
+            self.env.call("page_free", data=self.pages.popleft())
+        return {"seconds": seconds, "bytes": FILE_BLOCKS * BLOCK, "cpu": cpu}
 
-    def read(self, blocks: int, order: str, depth: int) -> float:
+    def _order_pages(self, count: int) -> None:
+        """Ask for the pages of the next crossing: they come while the requests of this one are on their way."""
+        self.env.submit("page_alloc", count, cap=self.cap, out_bytes=8 * count, then=self._take_pages)
+
+    def _take_pages(self, answer: Completion) -> None:
+        _check(answer)
+        self.pages.append(answer.data)
+
+    def _write(self, group: list[int], blocks: int) -> None:
+        """New pages for these pieces, published and written."""
+        while not self.pages:
+            self.env.ring_doorbell()
+            self.env.wait_event()
+        pages = memoryview(self.pages.popleft()).cast("Q")
+        self._order_pages(len(pages))
+        self.env.pages(pages[0], 1)[:8] = struct.pack("<Q", group[0])
+        ops = [
+            Op(OpKind.PUBLISH, self.da, 1, db=db + first - begin, count=count, type=TYPE_XN_DB, page=page)
+            for begin, db in zip(range(0, len(pages), blocks), group, strict=True)
+            for first, count, page in _runs(pages, begin, blocks)
+        ]
+        for start in range(0, len(ops), 64):
+            self.env.submit("transact", cap=self.cap, data=pack_transaction(ops[start : start + 64]), then=_check)
+        extents = pack_extents([(db, blocks, 0) for db in group])
+        self.env.submit("writebackv", DEV, data=extents, then=self._landed)
+
+    def forget(self) -> dict[str, float]:
+        """Nothing of the file is in core after this."""
         for start in self.starts:
             for at in range(0, EXTENT_BLOCKS, 1024):
                 self.env.call("delete_attr", DEV, data=pack_extents([(start + at, 1024, 0)]))
-        pieces = self.pieces(blocks, order)
-        began = time.perf_counter()
-        flights: list[list[int]] = []
-        for at in range(0, len(pieces), depth):
-            group = pieces[at : at + depth]
-            extents = pack_extents([(db, blocks, 1) for db in group])
-            flights.append([self.env.submit("insert_and_read", self.da, cap=self.cap, data=extents)])
-            self.env.ring_doorbell()
-            if len(flights) == WINDOW:
-                self._land(flights.pop(0))
-        for cookies in flights:
-            self._land(cookies)
-        return FILE_BLOCKS * BLOCK / (time.perf_counter() - began)
+        return {}
 
-    def _land(self, cookies: Sequence[int]) -> None:
-        for cookie in cookies:
-            completion = self.env.wait(cookie)
-            if completion.code:
-                raise SystemExit(f"xnload: {completion}")
+    def _read(self, group: list[int], blocks: int) -> None:
+        extents = pack_extents([(db, blocks, 1) for db in group])
+        self.env.submit("insert_and_read", self.da, cap=self.cap, data=extents, then=self._landed)
+
+    def _landed(self, answer: Completion) -> None:
+        _check(answer)
+        self.flying -= 1
+
+
+def _check(answer: Completion) -> None:
+    if answer.code:
+        raise SystemExit(f"xnload: {answer}")
 
 
 def _runs(pages: Sequence[int], begin: int, count: int) -> Iterator[tuple[int, int, int]]:
@@ -197,16 +221,18 @@ def _runs(pages: Sequence[int], begin: int, count: int) -> Iterator[tuple[int, i
 
 
 def main(env: Any, argv: list[str]) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     load = Load(env)
-    rounds = int(argv[0])
-    said: dict[str, list[float]] = {}
-    for number in range(rounds + 1):
-        if number == 1:
-            said.clear()  # the first round touches memory for the first time
-        for name in ("crossing", "single", "batch", "transaction"):
-            said.setdefault(name, []).append(getattr(load, name)())
-        for order, blocks, depth in (("sequential", 32, 4), ("random", 4, 16)):
-            said.setdefault(f"write {order}", []).append(load.write(blocks, order, depth))
-            said.setdefault(f"read {order}", []).append(load.read(blocks, order, depth))
-    print(json.dumps(said))
-    return 0
+    said: dict[str, float] = {}
+    while True:
+        print(json.dumps(said), flush=True)
+        signal.sigwait([signal.SIGUSR1])
+        with open(COMMAND) as file:
+            what, *rest = file.read().split()
+        if what == "calls":
+            said = {name: getattr(load, name)() for name in ("crossing", "single", "batch", "transaction")}
+        elif what == "forget":
+            said = load.forget()
+        else:
+            order, kilobytes, depth = rest
+            said = load.data(what, order, int(kilobytes) * 1024 // BLOCK, int(depth))
