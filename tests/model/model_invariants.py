@@ -95,8 +95,8 @@ def check_holdings(local: LocalXok, in_core: set[int]) -> None:
     pins = Counter[int]()
     for env in kernel.environments.values():
         assert env.alive and kernel.environments[env.id] is env
-        assert not env.pages & held, "an unpublished page is a block's, or two environments'"
-        held |= env.pages
+        assert not held.intersection(env.pages), "an unpublished page is a block's, or two environments'"
+        held.update(env.pages)
         assert sum(count for count, _ in env.pinned.values()) == env.npins
         for page, (count, _) in env.pinned.items():
             pins[page] += count

@@ -183,7 +183,7 @@ class World:
         invariants.check_tables(local, who.env)
         for who in self.holders:
             assert {held.index: (held.id, int(held.rights)) for held in who.env.caps} == who.caps
-            assert who.env.kernel_env.pages == set(who.pages)
+            assert set(who.env.kernel_env.pages) == set(who.pages)
 
     # ---- operands
 
@@ -376,7 +376,7 @@ class World:
         self.seen["type_import", "ok"] += 1
         held = next(cap for cap in env.caps if cap.index not in who.caps)
         who.caps[held.index] = (held.id, int(held.rights))
-        assert env.kernel_env.pages == pages
+        assert set(env.kernel_env.pages) == pages
         env.call("type_mount", DEV, data=b"type")
         self.check()
         env.call("uninstall_mount", DEV, cap=held.index, data=b"type")

@@ -55,7 +55,7 @@ from xok_host.kernel.xn.catalogue import FLAG_TAINTED, FLAG_TEMPORARY, check_nam
 from xok_host.kernel.xn.device import Device
 from xok_host.kernel.xn.io import DeviceIo
 from xok_host.kernel.xn.pending import Pending
-from xok_host.kernel.xn.registry import Cached
+from xok_host.kernel.xn.registry import Cached, Registry
 from xok_host.kernel.xn.shadow import Transaction
 from xok_host.kernel.xn.verify import UDF_BUDGET
 
@@ -136,10 +136,12 @@ class Dispatch:
         if len(env.pages) + count + len(env.unsettled) > pages.limit * 3 // 4:
             apply.check_share(self._kernel, env, len(env.pages) + count)
         access = self._kernel.access_by_capability(capability)
-        given = pages.alloc_run(pages.arena(access, env.id, DATA), count)
-        env.pages.update(given)
+        given = array("Q")
+        for first, length in pages.alloc_runs(pages.arena(access, env.id, DATA), count):
+            env.pages.add(first, length)
+            given.extend(range(first, first + length))
         env.trees.add(capability)
-        return count, 0, array("Q", given).tobytes()
+        return count, 0, given.tobytes()
 
     def page_free(self, env: Environment, call: Entry) -> Result:
         if len(call.data) % 8:
@@ -147,10 +149,10 @@ class Dispatch:
         if len(call.data) > 8 * len(env.pages):
             raise BadCapability("these are more pages than the caller has")
         numbers = [number for (number,) in struct.iter_unpack("<Q", call.data)]
-        if len(set(numbers)) != len(numbers) or not env.pages.issuperset(numbers):
+        if len(set(numbers)) != len(numbers) or not all(number in env.pages for number in numbers):
             raise BadCapability("a page is not an unpublished one of the caller's")
         for number in numbers:
-            env.pages.remove(number)
+            env.pages.remove(number, 1)
             self._kernel.pages.drop(number)
         return OK
 
@@ -334,10 +336,11 @@ class Dispatch:
             cached.flags |= _ROOT | _ATTACHED
             cached.parent_da = disk_address(device.number, entry.db)
             try:
-                bind._start(device, cached, page, pending)
+                bind._start(device, cached, page)
             except XokError:
                 xtype.cached -= 1
                 raise
+            device.io.read([cached], pending)
         device.roots[name] = [
             block for db in range(entry.db, entry.db + entry.count) if (block := device.get(db)) is not None
         ]
@@ -489,30 +492,23 @@ class Dispatch:
         device: Device = self._kernel.device(dev)
         io: DeviceIo = device.io
         pending = Pending(_ignore)
+        registry: Registry = device.registry
+        number: cython.ulonglong = device.number
         block: cython.ulonglong
-        entry: Cached | None
-        runs: cython.long
-        pieces: cython.long = 0
-        blocks: cython.long = 0
+        entry: Cached | None = None
         for db, count, _ in _bounded(extents):
             if not count:
                 continue
             if db + count > BLOCK_LIMIT:
                 raise NotInCore(f"block {max(db, BLOCK_LIMIT)} is not in the registry")
             for block in range(db, db + count):
-                if device.get(block) is None:
+                entry = registry.after(entry, number << 44 | block)
+                if entry is None:
                     raise NotInCore(f"block {block} is not in the registry")
         for db, count, mask in extents:
-            if not count:
-                continue
-            sectors: cython.int = mask & ALL_SECTORS or ALL_SECTORS
-            for block in range(db, db + count):
-                entry = device.get(block)
-                assert entry is not None
-                runs = io.write(entry, sectors, pending)
-                pieces += runs
-                blocks += runs > 0
-        pending.r0, pending.r1 = pieces, blocks
+            pieces, blocks = io.write_extent(db, count, mask & ALL_SECTORS or ALL_SECTORS, pending)
+            pending.r0 += pieces
+            pending.r1 += blocks
         return pending
 
     def flush(self, env: Environment, call: Entry) -> Result:

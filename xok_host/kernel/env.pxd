@@ -1,8 +1,12 @@
 # C-level declarations of env.py.
+from xok_host.kernel.pageset cimport PageSet
+
+
 cdef class Environment:
     cdef public unsigned int id
     cdef public object uid, name, capabilities, group
-    cdef public set pages, trees, locks
+    cdef public PageSet pages
+    cdef public set trees, locks
     cdef public dict pinned, unsettled
     cdef public long npins, pending
     cdef public bint alive

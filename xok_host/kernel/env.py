@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xok_host.kernel.capability import Capability, CapabilityTable
+from xok_host.kernel.pageset import PageSet
 
 MAX_PINS = 65536
 """Pins of one environment."""
@@ -44,7 +45,7 @@ class Environment:
         self.uid = uid
         self.name = name
         self.capabilities = CapabilityTable(capabilities)
-        self.pages: set[int] = set()
+        self.pages = PageSet()
         """Allocated and not published."""
         self.trees: set[int] = set()
         """Capability numbers that it took pages for."""

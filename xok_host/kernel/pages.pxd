@@ -17,6 +17,7 @@ cdef class Chunk:
     cdef public str kind
     cdef public Arena arena
     cdef public unsigned short[::1] users
+    cdef long first_free(self) except -1
     cdef long take(self) except -1
     cdef long find_run(self, long count) except -2
 
@@ -33,7 +34,11 @@ cdef class Pages:
     cpdef Arena arena(self, Access access, unsigned int writer=*, str kind=*)
     cdef Chunk _of(self, unsigned long long page)
     cpdef unsigned long long alloc(self, Arena arena) except? 0
+    cpdef list alloc_runs(self, Arena arena, long count)
+    cdef tuple _take_run(self, Chunk chunk, long slot, long end)
     cpdef hold(self, unsigned long long page)
+    cpdef hold_run(self, unsigned long long page, long count)
+    cpdef drop_run(self, unsigned long long page, long count)
     cpdef drop(self, unsigned long long page)
     cpdef bint shared(self, unsigned long long page) except -1
     cpdef view(self, unsigned long long page)

@@ -7,8 +7,8 @@ PAGES-3  A page is given out with one hold; it returns to its arena when the las
          way to the disk each hold theirs.
 PAGES-4  A chunk changes arenas only when no page of it is held and no living environment maps it; it is zeroed then.
 PAGES-5  No arena takes more than three quarters of the chunks, so that there is always room for others.
-PAGES-6  Pages are taken from the front of a chunk, and a run of them where a chunk has one: neighbours on the disk that
-         are neighbours in memory are one piece of a request.
+PAGES-6  Pages are taken from the front of a chunk, and a run of them where one of LOOK_CHUNKS chunks has one:
+         neighbours on the disk that are neighbours in memory are one piece of a request.
 PAGES-7  No more than three quarters of the chunks are one user's, or one environment's of root's: trees have arenas of
          their own, so that many small ones take as much as a large one.
 """
@@ -31,6 +31,9 @@ ROOTS = 1 << 32
 """Root's environments pay for themselves: as ROOTS and their number."""
 
 _ZEROS = bytes(BLOCK)
+LOOK_CHUNKS = 4
+"""Chunks in which a run is looked for before it is put together from pieces."""
+
 _CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
 _SLOTS = cython.declare(cython.long, CHUNK_PAGES)
 _BLOCK = cython.declare(cython.ulonglong, BLOCK)
@@ -103,11 +106,17 @@ class Chunk:
         self.payer = 0
         self.mapped: set[int] = set()
 
-    def take(self) -> cython.long:
-        """The first free slot, with one hold.  There is one."""
+    def first_free(self) -> cython.long:
+        """The first free slot; none below is free.  There is one."""
         slot: cython.long = self.low
         while self.users[slot]:
             slot += 1
+        self.low = slot
+        return slot
+
+    def take(self) -> cython.long:
+        """The first free slot, with one hold.  There is one."""
+        slot: cython.long = self.first_free()
         self.users[slot] = 1
         self.held += 1
         self.low = slot + 1
@@ -182,60 +191,88 @@ class Pages:
         self.in_use += 1
         return chunk.number * _CHUNK + slot
 
-    def alloc_run(self, arena: Arena, count: cython.long) -> list[int]:
-        """`count` pages, ascending, in contiguous runs where possible (PAGES-6)."""
-        pages: list[int] = []
+    def alloc_runs(self, arena: Arena, count: cython.long) -> list[tuple[int, int]]:
+        """`count` pages, as ascending (first, length) of runs within chunks: one where that can be had (PAGES-6)."""
+        runs: list[tuple[int, int]] = []
         chunk: Chunk
         slot: cython.long
+        end: cython.long
+        if not arena.open:
+            self._refill(arena)
         if count > 1:
-            if not arena.open:
-                self._refill(arena)
-            for chunk in reversed(arena.open):
+            for chunk in arena.open[: -1 - LOOK_CHUNKS : -1]:
                 slot = chunk.find_run(count)
                 if slot >= 0:
-                    self._take_run(chunk, slot, count)
-                    first: cython.ulonglong = chunk.number * _CHUNK + slot
-                    return list(range(first, first + count))
+                    return [self._take_run(chunk, slot, slot + count)]
         try:
-            while len(pages) < count:
-                pages.append(self.alloc(arena))
+            while count:
+                if not arena.open:
+                    self._refill(arena)
+                chunk = arena.open[-1]
+                slot = chunk.first_free()
+                end = slot + 1
+                while end < _SLOTS and end - slot < count and not chunk.users[end]:
+                    end += 1
+                runs.append(self._take_run(chunk, slot, end))
+                count -= end - slot
         except LimitReached:
-            for page in pages:
-                self.drop(page)
+            for first, length in runs:
+                self.drop_run(first, length)
             raise
-        pages.sort()
-        return pages
+        runs.sort()
+        return runs
 
-    def _take_run(self, chunk: Chunk, slot: int, count: int) -> None:
-        """Those slots, which are free."""
+    def alloc_run(self, arena: Arena, count: int) -> list[int]:
+        """The numbers of the pages of `alloc_runs`."""
+        return [page for first, length in self.alloc_runs(arena, count) for page in range(first, first + length)]
+
+    def _take_run(self, chunk: Chunk, slot: cython.long, end: cython.long) -> tuple[int, int]:
+        """Those slots, which are free, with one hold each; as a run."""
         index: cython.long
-        end: cython.long = slot + count
         for index in range(slot, end):
             chunk.users[index] = 1
         if chunk.low == slot:
             chunk.low = end
-        chunk.held += count
+        chunk.held += end - slot
         if chunk.held == _SLOTS:
             chunk.arena.open.remove(chunk)
-        self.in_use += count
+        self.in_use += end - slot
+        return chunk.number * _CHUNK + slot, end - slot
 
     def hold(self, page: cython.ulonglong) -> None:
         chunk: Chunk = self._of(page)
         chunk.users[page % _CHUNK] += 1
 
-    def drop(self, page: cython.ulonglong) -> None:
-        """Drop one hold; the last one frees the page."""
+    def hold_run(self, page: cython.ulonglong, count: cython.long) -> None:
+        """`count` pages of one chunk."""
         chunk: Chunk = self._of(page)
         slot: cython.long = page % _CHUNK
-        assert chunk.users[slot], f"page {page} is not held"
-        chunk.users[slot] -= 1
-        if not chunk.users[slot]:
+        index: cython.long
+        for index in range(slot, slot + count):
+            chunk.users[index] += 1
+
+    def drop(self, page: cython.ulonglong) -> None:
+        """Drop one hold; the last one frees the page."""
+        self.drop_run(page, 1)
+
+    def drop_run(self, page: cython.ulonglong, count: cython.long) -> None:
+        """`drop` for `count` pages of one chunk."""
+        chunk: Chunk = self._of(page)
+        slot: cython.long = page % _CHUNK
+        index: cython.long
+        freed: cython.long = 0
+        for index in range(slot, slot + count):
+            assert chunk.users[index], f"page {page + (index - slot)} is not held"
+            chunk.users[index] -= 1
+            if not chunk.users[index]:
+                freed += 1
+                if index < chunk.low:
+                    chunk.low = index
+        if freed:
             if chunk.held == _SLOTS:
                 chunk.arena.open.insert(0, chunk)
-            if slot < chunk.low:
-                chunk.low = slot
-            chunk.held -= 1
-            self.in_use -= 1
+            chunk.held -= freed
+            self.in_use -= freed
 
     def shared(self, page: cython.ulonglong) -> cython.bint:
         """Whether somebody beside the one who asks holds the page."""

@@ -1,5 +1,6 @@
 # C-level declarations of apply.py.
 from xok_host.kernel.pages cimport Access, Arena, Pages
+from xok_host.kernel.pageset cimport PageSet
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached, Registry
 from xok_host.kernel.xn.shadow cimport Move, Shadow, Touched, Transaction
@@ -11,6 +12,7 @@ cpdef reserve(Transaction t)
 cpdef apply(Transaction t)
 cdef Access child_access(Transaction t, Shadow shadow)
 cdef apply_alloc(Transaction t, Device device, Move move)
+cdef apply_publish(Transaction t, Device device, Move move)
 cdef apply_shadow(Transaction t, Device device, Shadow shadow)
 cdef copy_sectors(object page, bytearray new, int changed)
 cdef bint copies(Transaction t) except -1

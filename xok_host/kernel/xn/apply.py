@@ -13,11 +13,12 @@ if cython.compiled:
 
 from xok_host.abi.calls import OpFlag
 from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached, Locked
-from xok_host.abi.types import ALL_SECTORS, SECTOR, SECTORS, TYPE_XN_DB, Flag
+from xok_host.abi.types import ALL_SECTORS, CHUNK_PAGES, SECTOR, SECTORS, TYPE_XN_DB, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.pages import DATA, Access, Arena, Pages
+from xok_host.kernel.pageset import PageSet
 from xok_host.kernel.xn import order, traced, udf
-from xok_host.kernel.xn.registry import NO_PAGE, Cached
+from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
 from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction, survivor
 from xok_host.kernel.xn.types import XnType
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from xok_host.kernel.kernel import Kernel
     from xok_host.kernel.xn.device import Device
 
+_ALL = cython.declare(cython.int, ALL_SECTORS)
+_CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
+_EXCLUSIVE = cython.declare(cython.uint, LOCK_EXCLUSIVE)
+_NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 _READING = cython.declare(cython.uint, int(Flag.READING))
 _TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
 _VALID = cython.declare(cython.uint, int(Flag.VALID))
@@ -105,6 +110,8 @@ def reserve(t: Transaction) -> None:
     db: cython.ulonglong
     cached: Cached | None
     entry: Cached | None
+    registry: Registry = device.registry
+    number: cython.ulonglong = device.number
     if not t.allocs and not t.publishes and not copies(t):
         if len(t.env.unsettled) + len(t.shadows) > t.kernel.share:
             check_share(t.kernel, t.env, _added(t))
@@ -124,11 +131,12 @@ def reserve(t: Transaction) -> None:
         if CHECKED and not udf.owns(move.touched.after, move.db, move.count, TYPE_XN_DB):
             raise BogusUpdate(f"partition {move.touched.part} does not own {move.count} plain blocks at {move.db}")
         check_own_pages(t, move.page, move.count, child_access(t, shadow))
+        cached = None
         for db in range(move.db, move.db + move.count):
-            cached = device.get(db)
+            cached = registry.after(cached, number << 44 | db)
             if cached is None:
                 needed += 1
-            elif cached.lock == LOCK_EXCLUSIVE and t.env not in cached.lock_holders:
+            elif cached.lock == _EXCLUSIVE and t.env not in cached.lock_holders:
                 raise Locked(f"block {db} is locked by another environment")
         for shadow in t.shadows.values():
             if move.db <= shadow.entry.db < move.db + move.count:
@@ -140,6 +148,8 @@ def reserve(t: Transaction) -> None:
     most_added = len(t.shadows) + sum([move.count for move in t.publishes]) + needed
     if len(t.env.unsettled) + most_added > t.kernel.share:
         check_share(t.kernel, t.env, _added(t))
+    if not needed and not t.allocs and not copies(t):
+        return  # nothing has to make room
     involved = _involved(t)
     for entry in involved:
         entry.busy = True
@@ -209,16 +219,13 @@ def child_access(t: Transaction, shadow: Shadow) -> Access:
 
 def check_own_pages(t: Transaction, page: int, count: int, access: Access) -> None:
     """Pages of the caller's, unpublished, in the arena of those who may access the blocks."""
-    mine: set[int] = t.env.pages
+    mine: PageSet = t.env.pages
     pages: Pages = t.kernel.pages
-    last: Arena | None = None
-    for number in range(page, page + count):
-        if number not in mine:
-            raise BadCapability(f"page {number} is not an unpublished page of the caller's")
+    if not mine.holds(page, count):
+        foreign = next(number for number in range(page, page + count) if number not in mine)
+        raise BadCapability(f"page {foreign} is not an unpublished page of the caller's")
+    for number in (page, *range(page - page % CHUNK_PAGES + CHUNK_PAGES, page + count, CHUNK_PAGES)):
         arena: Arena = pages.arena_of(number)
-        if arena is last:
-            continue
-        last = arena
         if arena.access is not access or arena.kind != DATA:
             raise BadCapability(f"page {number} is in the arena of another capability")
 
@@ -290,7 +297,7 @@ def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
         page = NO_PAGE
         if move.flags & _PAGES:
             page = move.page + index
-            t.env.pages.discard(page)
+            t.env.pages.remove(page, 1)
         elif not xtype.data or move.flags & _ZERO:
             page = move.zeroed[index]
             pages.zero(page)
@@ -354,27 +361,49 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
 
 def apply_publish(t: Transaction, device: Device, move: Move) -> None:
     parent = move.touched.shadow.entry
-    entry: Cached | None
-    page: cython.ulonglong
-    index: cython.ulonglong
-    t.env.pages.difference_update(range(move.page, move.page + move.count))
-    for index in range(move.count):
-        entry = device.get(move.db + index)
-        page = move.page + index
+    pages: Pages = device.pages
+    registry: Registry = device.registry
+    entry: Cached | None = None
+    arena: Arena
+    page: cython.ulonglong = move.page
+    old: cython.ulonglong = 0  # replaced pages, until a run of them ends
+    olds: cython.long = 0
+    db: cython.ulonglong
+    env = t.env
+    number: cython.ulonglong = device.number
+    env.pages.remove(move.page, move.count)
+    for db in range(move.db, move.db + move.count):
+        entry = registry.after(entry, number << 44 | db)
         if entry is None:
             access = child_access(t, move.touched.shadow)
-            entry = device.new_entry(move.db + index, device.data_type(), access)
+            entry = device.new_entry(db, device.data_type(), access)
             device.set_parent(entry, parent, move.touched.part)
             device.insert(entry)
-        charge(t.env, entry)
-        if entry.flags & _READING and entry.landing == entry.page:
-            device.pages.hold(entry.landing)  # the read still ends there, and is forgotten then
-        device.set_page(entry, page)
+        if entry.charged is not env:
+            charge(env, entry)
+        if entry.page != _NO_PAGE:
+            if entry.flags & _READING and entry.landing == entry.page:
+                pages.hold(entry.landing)  # the read still ends there, and is forgotten then
+            if olds and (entry.page != old + olds or entry.page % _CHUNK == 0):
+                pages.drop_run(old, olds)
+                olds = 0
+            if not olds:
+                old = entry.page
+            olds += 1
+        entry.page = page
+        entry.pins = 0
+        arena = pages.arena_of(page)
+        entry.writer = arena.writer
         entry.flags |= _VALID
         entry.sequence += 1
-        entry.dirty = ALL_SECTORS
-        recount(entry)
-        device.registry.publish(entry)
+        entry.dirty = _ALL
+        if entry.counted != (entry.durable != _ALL):  # plain data is complete when it was durable once
+            recount(entry)
+        registry.renew(entry)
+        registry.publish(entry)
+        page += 1
+    if olds:
+        pages.drop_run(old, olds)
 
 
 def apply_move(t: Transaction, device: Device, loser: Touched, gainer: Touched, db: int, count: int) -> None:

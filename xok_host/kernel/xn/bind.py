@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import cython
 
-from xok_host.abi.errors import BadCall, BadCapability, NotInCore, NotOwned, XokError
+from xok_host.abi.errors import BadCall, BadCapability, LimitReached, NotInCore, NotOwned, XokError
 from xok_host.abi.types import Flag
-from xok_host.kernel.pages import Access
+from xok_host.kernel.pages import Access, Arena, Pages
 from xok_host.kernel.xn import udf
-from xok_host.kernel.xn.io import DeviceIo
+from xok_host.kernel.xn.io import MAX_RUN, DeviceIo
 from xok_host.kernel.xn.pending import Pending
-from xok_host.kernel.xn.registry import NO_PAGE, Cached
+from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
 from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ MAX_READ = 4096
 _ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
 _QUARANTINE = cython.declare(cython.uint, int(Flag.QUARANTINE))
 _READING = cython.declare(cython.uint, int(Flag.READING))
+_RUN = cython.declare(cython.ulonglong, MAX_RUN)
 
 Extents = list[tuple[int, int, int]]
 
@@ -61,13 +62,14 @@ def read_and_insert(device: Device, extents: Extents, pending: Pending) -> int:
                 continue
             entry = device.new_entry(block, None, device.quarantine.access)
             entry.flags |= _QUARANTINE
-            _start(device, entry, device.pages.alloc(device.quarantine), pending)
+            _start(device, entry, device.pages.alloc(device.quarantine))
+            device.io.read([entry], pending)
             started += 1
     return started
 
 
-def _start(device: Device, entry: Cached, page: cython.ulonglong, pending: Pending | None) -> None:
-    io: DeviceIo = device.io
+def _start(device: Device, entry: Cached, page: cython.ulonglong) -> None:
+    """Enter a block that is to be read to this page, whose hold it takes over."""
     entry.page = entry.landing = page
     entry.writer = device.pages.arena_of(page).writer
     entry.flags |= _READING
@@ -76,7 +78,6 @@ def _start(device: Device, entry: Cached, page: cython.ulonglong, pending: Pendi
     except XokError:
         device.pages.drop(page)
         raise
-    io.read(entry, pending)
 
 
 def bind(
@@ -119,31 +120,30 @@ def bind(
     started: cython.int = 0
     hits: cython.int = 0
     number: cython.uint
-    arena = device.pages.arena(access)
     if any(kind not in device.types for triples in owned.values() for kind in triples[2::3]):
         for db, count, part in extents:
             for block in range(db, db + count):
                 device.type_of(udf.kind_of(owned[part], block))  # before the first block leaves quarantine
+    registry: Registry = device.registry
+    base: cython.ulonglong = device.number << 44
     for db, count, part in extents:
         number = part
         its = owned[part]
         run_end: cython.ulonglong = 0
         block = db
         end = block + count
+        entry = None
         while block < end:
             if block >= run_end:
                 kind, run_end = udf.run_of(its, block)
                 child = device.type_of(kind)
-            entry = device.get(block)
+            entry = registry.after(entry, base | block)
             if entry is None:
-                entry = device.new_entry(block, None, access)
-                _adopt(device, entry, parent, number, child)
-                try:
-                    _start(device, entry, device.pages.alloc(arena), pending)
-                except XokError:
-                    child.cached -= 1
-                    raise
-                started += 1
+                absent: cython.ulonglong = _absent(device, block, min(end, run_end, block + _RUN))
+                _bring_in(device, parent, number, child, access, block, absent - block, pending)
+                started += absent - block
+                block = absent
+                continue
             else:
                 if entry.flags & _QUARANTINE:
                     _leave_quarantine(device, entry, access)
@@ -156,6 +156,49 @@ def bind(
             block += 1
     device.counters.add("registry_hits", hits)
     return started
+
+
+def _absent(device: Device, block: cython.ulonglong, end: cython.ulonglong) -> cython.ulonglong:
+    """The first block from there on that is in core, or `end`; the first of them is not."""
+    block += 1
+    while block < end and device.registry.get(device.number << 44 | block) is None:
+        block += 1
+    return block
+
+
+def _bring_in(
+    device: Device,
+    parent: Cached,
+    part: cython.uint,
+    child: XnType,
+    access: Access,
+    block: cython.ulonglong,
+    count: cython.ulonglong,
+    pending: Pending | None,
+) -> None:
+    """Start reading blocks that are not in core, at most MAX_RUN."""
+    pages: Pages = device.pages
+    registry: Registry = device.registry
+    io: DeviceIo = device.io
+    arena: Arena = pages.arena(access)
+    writer: cython.uint = arena.writer
+    entry: Cached
+    page: cython.ulonglong
+    length: cython.ulonglong
+    if not device.kernel.make_room(count):
+        raise LimitReached("the registry is full of blocks that are dirty, pinned or locked")
+    for first, length in pages.alloc_runs(arena, count):
+        blocks: list[Cached] = []
+        for page in range(first, first + length):
+            entry = device.new_entry(block, None, access)
+            _adopt(device, entry, parent, part, child)
+            entry.page = entry.landing = page
+            entry.writer = writer
+            entry.flags |= _READING
+            registry.insert(entry)
+            blocks.append(entry)
+            block += 1
+        io.read(blocks, pending)
 
 
 def _adopt(device: Device, entry: Cached, parent: Cached, part: cython.uint, xtype: XnType) -> None:

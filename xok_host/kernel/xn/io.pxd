@@ -8,7 +8,7 @@ from xok_host.kernel.xn.types cimport XnType
 
 
 cdef class Flight(Piece):
-    cdef public Cached entry
+    cdef public list blocks
     cdef public Pending pending
     cdef public DeviceIo io
     cdef public unsigned long long sequence
@@ -21,7 +21,7 @@ cdef class Part(Piece):
 
 
 cdef class ReadIn(Piece):
-    cdef public Cached entry
+    cdef public list blocks
     cdef public Pending pending
     cdef DeviceIo io
 
@@ -51,14 +51,16 @@ cdef class DeviceIo:
     cdef public object _failing_since, _failing_blocks
     cpdef list take(self)
     cpdef done(self, unsigned long long token, int errno)
-    cpdef read(self, Cached entry, Pending pending)
     cpdef await_read(self, Cached entry, Pending pending)
     cdef read_in(self, ReadIn read, int errno)
+    cpdef tuple write_extent(self, unsigned long long db, unsigned long long count, int mask, Pending pending)
     cpdef long write(self, Cached entry, int mask, Pending pending) except -1
     cdef int _tainted(self, Cached entry, int wanted, Pending pending) except -1
     cdef landed(self, Flight flight)
+    cdef _changed(self, Cached entry)
     cdef _settle(self, Cached entry)
     cdef _show_written(self, Cached entry)
 
 
 cdef _ended(Cached entry, Flight flight)
+

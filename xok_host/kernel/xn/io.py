@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import cython
 
 from xok_host.abi.errors import LimitReached, Tainted
-from xok_host.abi.types import SECTOR, SECTORS, Flag
+from xok_host.abi.types import ALL_SECTORS, CHUNK_PAGES, SECTOR, SECTORS, Flag
 from xok_host.kernel.pages import Arena, Pages
-from xok_host.kernel.request import IoOp, IoRequest, Piece, mask_runs, requests
+from xok_host.kernel.request import MAX_REQUEST_SECTORS, IoOp, IoRequest, Piece, mask_runs, requests
 from xok_host.kernel.tables import Counters
 from xok_host.kernel.xn import order
 from xok_host.kernel.xn.pending import Pending
@@ -35,7 +35,14 @@ if cython.compiled:
 else:
     from xok_host.kernel.xn.order import attached, durable, link, recount
 
+MAX_RUN = MAX_REQUEST_SECTORS // SECTORS
+"""Blocks of plain data that go to or from the disk as one piece; they lie in one chunk."""
+
+_ALL = cython.declare(cython.int, ALL_SECTORS)
+_CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
+_META = cython.declare(cython.uint, int(Flag.META))
 _READING = cython.declare(cython.uint, int(Flag.READING))
+_RUN = cython.declare(cython.long, MAX_RUN)
 _VALID = cython.declare(cython.uint, int(Flag.VALID))
 _SECTORS = cython.declare(cython.int, SECTORS)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
@@ -52,14 +59,19 @@ _GONE = frozenset((6, 19))
 
 class Flight(Piece):
     """Sectors `mask` of a block on their way to the disk, or written and not yet durable.  As a piece it is the first
-    run of them; there is a `Part` for each of the others."""
+    run of them; there is a `Part` for each of the others.
 
-    __slots__ = ("entry", "error", "io", "mask", "parts", "pending", "sequence", "written")
+    Plain data that is dirty as a whole goes by runs: `blocks` are several then, neighbours on the disk and in memory.
+    `sequence` is for metadata, on whose sectors others wait."""
 
-    def __init__(self, io: DeviceIo, entry: Cached, mask: cython.int, pending: Pending | None) -> None:
+    __slots__ = ("blocks", "error", "io", "mask", "parts", "pending", "sequence", "written")
+
+    def __init__(self, io: DeviceIo, blocks: list[Cached], mask: cython.int, pending: Pending | None) -> None:
+        entry: Cached = blocks[0]
         self.io = io
-        self.entry = entry
+        self.blocks = blocks
         self.mask = mask
+        self.sector = entry.db * _SECTORS
         self.page = entry.page
         self.sequence = entry.sequence
         self.pending = pending
@@ -67,7 +79,7 @@ class Flight(Piece):
         self.error = 0
         self.parts = 1
         self.first = 0
-        self.count = _SECTORS
+        self.count = _SECTORS * len(blocks)
 
     def arrived(self, errno: cython.int) -> None:
         """One run of sectors has ended."""
@@ -82,9 +94,9 @@ class Part(Piece):
 
     __slots__ = ("flight",)
 
-    def __init__(self, flight: Flight, first: int, count: int) -> None:
+    def __init__(self, flight: Flight, db: int, first: int, count: int) -> None:
         self.flight = flight
-        self.sector = flight.entry.db * SECTORS + first
+        self.sector = db * SECTORS + first
         self.page = flight.page
         self.first = first
         self.count = count
@@ -94,17 +106,19 @@ class Part(Piece):
 
 
 class ReadIn(Piece):
-    """A block on its way from the disk to `entry.landing`; `pending` waits for it, as others in `entry.readers` may."""
+    """Neighbouring blocks on their way from the disk to their `landing` pages, which are neighbours too; `pending`
+    waits for them, as others in `Cached.readers` may."""
 
-    __slots__ = ("entry", "io", "pending")
+    __slots__ = ("blocks", "io", "pending")
 
-    def __init__(self, io: DeviceIo, entry: Cached, pending: Pending | None) -> None:
+    def __init__(self, io: DeviceIo, blocks: list[Cached], pending: Pending | None) -> None:
+        entry: Cached = blocks[0]
         self.sector = entry.db * _SECTORS
         self.page = entry.landing
         self.first = 0
-        self.count = _SECTORS
+        self.count = _SECTORS * len(blocks)
         self.io = io
-        self.entry = entry
+        self.blocks = blocks
         self.pending = pending
 
     def arrived(self, errno: cython.int) -> None:
@@ -181,12 +195,12 @@ class DeviceIo:
         if self._reads:
             out = requests(IoOp.READ, self._number, self._reads)
             counters.add("disk_reads", len(out))
-            counters.add("disk_blocks_read", len(self._reads))
+            counters.add("disk_blocks_read", _blocks(self._reads))
             self._reads = []
         if self._writes:
             writes = requests(IoOp.WRITE, self._number, self._writes)
             counters.add("disk_writes", len(writes))
-            counters.add("disk_blocks_written", len(self._writes))
+            counters.add("disk_blocks_written", _blocks(self._writes))
             self._writes = []
             out += writes
         for barrier in self._barriers:
@@ -214,11 +228,12 @@ class DeviceIo:
 
     # ---- reads
 
-    def read(self, entry: Cached, pending: Pending | None) -> None:
-        """Queue a read of the block, which is marked as being read, to `entry.landing`; `pending` waits for it."""
+    def read(self, blocks: list[Cached], pending: Pending | None) -> None:
+        """Queue a read of neighbouring blocks, which are marked as being read, to their `landing` pages, at most
+        MAX_RUN in one chunk; `pending` waits for it."""
         if pending is not None:
             pending.held += 1
-        self._reads.append(ReadIn(self, entry, pending))
+        self._reads.append(ReadIn(self, blocks, pending))
 
     def await_read(self, entry: Cached, pending: Pending) -> None:
         """`pending` waits for the read of the block that is on its way."""
@@ -235,34 +250,86 @@ class DeviceIo:
 
     def read_in(self, read: ReadIn, errno: cython.int) -> None:
         pages = self._pages
-        entry: Cached = read.entry
-        readers, entry.readers = entry.readers, _NOTHING
-        landing: cython.ulonglong = entry.landing
-        entry.landing = _NO_PAGE
-        entry.flags &= ~_READING
-        if errno or entry.dead:
-            if landing != entry.page and landing != _NO_PAGE:
-                pages.drop(landing)
-            if not entry.dead:
-                self.device.forget(entry)
-            elif entry.page != _NO_PAGE:
-                pages.drop(entry.page)
-                entry.page = _NO_PAGE
-        else:
-            if landing != entry.page:
-                if not entry.flags & _VALID:  # otherwise new contents were published meanwhile
-                    pages.view(entry.page)[:] = pages.view(landing)
-                pages.drop(landing)
-            entry.flags |= _VALID
-            self._registry.renew(entry)
-            self._registry.publish(entry)
+        registry = self._registry
+        entry: Cached
+        pending: Pending
+        landing: cython.ulonglong
+        waiting: list[Pending] = []
+        for entry in read.blocks:
+            if entry.readers:
+                waiting += entry.readers
+                entry.readers = _NOTHING
+            landing = entry.landing
+            entry.landing = _NO_PAGE
+            entry.flags &= ~_READING
+            if errno or entry.dead:
+                if landing != entry.page and landing != _NO_PAGE:
+                    pages.drop(landing)
+                if not entry.dead:
+                    self.device.forget(entry)
+                elif entry.page != _NO_PAGE:
+                    pages.drop(entry.page)
+                    entry.page = _NO_PAGE
+            else:
+                if landing != entry.page:
+                    if not entry.flags & _VALID:  # otherwise new contents were published meanwhile
+                        pages.view(entry.page)[:] = pages.view(landing)
+                    pages.drop(landing)
+                entry.flags |= _VALID
+                registry.renew(entry)
+                registry.publish(entry)
         if read.pending is not None:
             read.pending.release(errno)
-        pending: Pending
-        for pending in readers:
+        for pending in waiting:
             pending.release(errno)
 
     # ---- writes
+
+    def write_extent(
+        self, db: cython.ulonglong, count: cython.ulonglong, mask: cython.int, pending: Pending
+    ) -> tuple[int, int]:
+        """`write` of blocks that are in core; how many runs of sectors and how many blocks that are."""
+        block: cython.ulonglong
+        page: cython.ulonglong = 0
+        pieces: cython.long = 0
+        blocks: cython.long = 0
+        runs: cython.long
+        entry: Cached | None = None
+        run: list[Cached] = []
+        for block in range(db, db + count):
+            entry = self._registry.after(entry, self._number << 44 | block)
+            assert entry is not None
+            runs = 1
+            if mask == _ALL and entry.dirty == _ALL and not (entry.in_flight | entry.flags & _META):
+                if run and (entry.page != page or page % _CHUNK == 0 or len(run) == _RUN):
+                    self._send(run, pending)
+                    run = []
+                run.append(entry)
+                page = entry.page + 1
+            else:
+                if run:
+                    self._send(run, pending)
+                    run = []
+                runs = self.write(entry, mask, pending)
+            pieces += runs
+            blocks += runs > 0
+        if run:
+            self._send(run, pending)
+        return pieces, blocks
+
+    def _send(self, run: list[Cached], pending: Pending) -> None:
+        """Start writing plain data, whole blocks that are neighbours on the disk and in memory."""
+        entry: Cached
+        flight: Flight = Flight(self, run, _ALL, pending)
+        alone = (flight,)
+        for entry in run:
+            entry.flights = (*entry.flights, flight) if entry.flights else alone
+            entry.dirty = 0
+            entry.in_flight = _ALL
+            self._registry.show_state(entry)
+        self._pages.hold_run(flight.page, len(run))
+        self._writes.append(flight)
+        pending.held += 1
 
     def write(self, entry: Cached, mask: cython.int, pending: Pending | None) -> cython.long:
         """Start writing the dirty sectors of `mask`; how many runs that are.
@@ -287,13 +354,10 @@ class DeviceIo:
             wanted, said = reports.admit(entry, wanted, pending)
         if not wanted:
             return 0
-        flight: Flight = Flight(self, entry, wanted, pending)
+        flight: Flight = Flight(self, [entry], wanted, pending)
         if heard:
             reports.sent(entry, flight, said)
-        if entry.flights:
-            entry.flights.append(flight)
-        else:
-            entry.flights = [flight]
+        entry.flights = (*entry.flights, flight)
         entry.dirty &= ~wanted
         entry.in_flight |= wanted
         if entry.fresh:
@@ -304,9 +368,9 @@ class DeviceIo:
             runs = mask_runs(wanted)
             flight.first, flight.count = runs[0]
             flight.parts = len(runs)
+            flight.sector += flight.first
             for first, count in runs[1:]:
-                self._writes.append(Part(flight, first, count))
-        flight.sector = entry.db * _SECTORS + flight.first
+                self._writes.append(Part(flight, entry.db, first, count))
         if pending is not None:
             pending.held += 1
         self._registry.publish(entry)
@@ -329,35 +393,53 @@ class DeviceIo:
 
     def landed(self, flight: Flight) -> None:
         """All of a flight has ended."""
-        entry: Cached = flight.entry
-        entry.in_flight &= ~flight.mask
-        self._pages.drop(flight.page)
-        if flight.error:
-            _ended(entry, flight)
-            entry.dirty |= flight.mask
-            self._failing(flight.error, entry.db)
-        elif entry.dead:
-            _ended(entry, flight)
-        else:
+        entry: Cached
+        mask: cython.int = flight.mask
+        deferred: list[Cached] = []
+        self._pages.drop_run(flight.page, len(flight.blocks))
+        if not flight.error:
             self._failing_since = 0
             flight.written = True
-            entry.written |= flight.mask
+        alive: cython.bint = False
+        for entry in flight.blocks:
+            entry.in_flight &= ~mask
+            if flight.error:
+                _ended(entry, flight)
+                entry.dirty |= mask
+                self._failing(flight.error, entry.db)
+            elif entry.dead:
+                _ended(entry, flight)
+            else:
+                entry.written |= mask
+                alive = True
+            if entry.dead:
+                self._settle(entry)
+            else:
+                self._changed(entry)
+            if entry.deferred:
+                deferred.append(entry)
+        if alive:
             self._written.append(flight)
-        if entry.dead:
-            self._settle(entry)
-        else:
-            recount(entry)
-            self._registry.publish(entry)
         pending: Pending | None = flight.pending
         flight.pending = None
-        if entry.deferred:
-            deferred, entry.deferred = entry.deferred, _NOTHING
-            for waiting, mask in deferred:
+        for entry in deferred:
+            queued, entry.deferred = entry.deferred, _NOTHING
+            for waiting, sectors in queued:
                 if not entry.dead:
-                    self.write(entry, mask, waiting)
+                    self.write(entry, sectors, waiting)
                 waiting.release()
         if pending is not None:
             pending.release(flight.error)
+
+    def _changed(self, entry: Cached) -> None:
+        """The sector masks of a block that is in core have changed: tell its parents and the readers."""
+        if entry.flags & _META:
+            recount(entry)
+            self._registry.publish(entry)
+        else:
+            if entry.counted != (entry.durable != _ALL):  # plain data is complete when it was durable once
+                recount(entry)
+            self._registry.show_state(entry)
 
     def _settle(self, entry: Cached) -> None:
         """A block that was freed meanwhile may be reused, as far as its writes are concerned, when all have ended."""
@@ -443,14 +525,14 @@ class DeviceIo:
         """What the disk did with its cache is unknown: all that the flush should have covered is written again."""
         device = self.device
         for flight in covered:
-            entry = flight.entry
-            _ended(entry, flight)
-            if not entry.dead:
-                entry.dirty |= flight.mask
-                self._show_written(entry)
-                self._registry.publish(entry)
-            else:
-                self._settle(entry)
+            for entry in flight.blocks:
+                _ended(entry, flight)
+                if not entry.dead:
+                    entry.dirty |= flight.mask
+                    self._show_written(entry)
+                    self._registry.publish(entry)
+                else:
+                    self._settle(entry)
         for sector in self._own_sectors:
             self._mark_own(sector)
         device.catalogue_frees += freed
@@ -459,6 +541,8 @@ class DeviceIo:
         """The `written` mask is what flights say."""
         flight: Flight
         entry.written = 0
+        if not entry.flights:
+            return
         for flight in entry.flights:
             if flight.written:
                 entry.written |= flight.mask
@@ -480,16 +564,22 @@ class DeviceIo:
             self._failing(errno)
         else:
             flight: Flight
+            entry: Cached
+            reported: cython.bint = bool(device.reports.logs or device.reports.needed)
             for flight in covered:
-                entry: Cached = flight.entry
-                _ended(entry, flight)
-                self._show_written(entry)
-                durable(entry, flight.mask, flight.sequence)
-                if device.reports.logs or device.reports.needed:
-                    device.reports.durable(flight)
-                if entry.dead:
-                    self._settle(entry)
-                self._registry.publish(entry)
+                for entry in flight.blocks:
+                    _ended(entry, flight)
+                    self._show_written(entry)
+                    if entry.flags & _META:
+                        durable(entry, flight.mask, flight.sequence)
+                    else:
+                        entry.durable |= flight.mask
+                    if reported:
+                        device.reports.durable(entry, flight)
+                    if entry.dead:
+                        self._settle(entry)
+                    else:
+                        self._changed(entry)
             for record in freed:
                 record.resolve()
             for name in self._own_roots:
@@ -505,10 +595,17 @@ class DeviceIo:
 
 
 def _ended(entry: Cached, flight: Flight) -> None:
-    """The flight is over: durable, failed, or of a block that was freed."""
-    flights: list[Flight] = entry.flights
-    if len(flights) == 1:
-        assert flights[0] is flight
+    """The flight is over for the block: durable, failed, or the block was freed."""
+    if len(entry.flights) == 1 and entry.flights[0] is flight:
         entry.flights = _NOTHING
     else:
-        flights.remove(flight)
+        entry.flights = tuple([other for other in entry.flights if other is not flight])
+
+
+def _blocks(pieces: list[Piece]) -> cython.long:
+    """How many blocks they are of; several pieces of a block count each."""
+    found: cython.long = 0
+    piece: Piece
+    for piece in pieces:
+        found += piece.count // _SECTORS or 1
+    return found

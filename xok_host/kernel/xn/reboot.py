@@ -359,9 +359,8 @@ class Reports:
 
     # ---- what has become of it
 
-    def durable(self, flight: Flight) -> None:
-        """What the flight carried is durable, and so may its block be as a whole."""
-        entry = flight.entry
+    def durable(self, entry: Cached, flight: Flight) -> None:
+        """What the flight carried of the block is durable, and so may the block be as a whole."""
         for sector in range(SECTORS):
             log = self.logs.get((entry.db, sector)) if flight.mask >> sector & 1 else None
             if log is not None:

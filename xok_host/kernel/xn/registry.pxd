@@ -4,7 +4,8 @@ cimport cython
 
 cdef class Cached:
     cdef public object device, xtype, access, child_access, parent, will_free, charged
-    cdef public object memo, changed, taint, kids, fresh, waits, waiters, flights, deferred, readers
+    cdef public object memo, changed, taint, kids, fresh, waits, waiters, deferred, readers
+    cdef public tuple flights
     cdef public object lock_holders, lock_queue
     cdef public unsigned long long db, key, page, landing, tree, parent_da, sequence, link_sequence
     cdef public long index
@@ -32,6 +33,8 @@ cdef class Registry:
     cdef long _at(self, Cached entry)
     cdef long _bucket(self, unsigned long long key)
     cpdef Cached get(self, unsigned long long key)
+    cpdef Cached after(self, Cached entry, unsigned long long key)
+    cdef bint _is_at(self, long index, unsigned long long key) except -1
     cpdef touch(self, Cached entry)
     cdef _chain(self, int index)
     cdef _unchain(self, int index)
@@ -44,4 +47,5 @@ cdef class Registry:
     cpdef insert(self, Cached entry)
     cpdef remove(self, Cached entry)
     cpdef publish(self, Cached entry)
+    cpdef show_state(self, Cached entry)
     cpdef renew(self, Cached entry)

@@ -49,6 +49,7 @@ _MULTIPLIER = cython.declare(cython.ulonglong, HASH_MULTIPLIER)
 _MASK32 = cython.declare(cython.uint, 0xFFFF_FFFF)
 _ENTRY_BYTES = cython.declare(cython.long, REGISTRY_ENTRY_BYTES)
 _ALL = cython.declare(cython.int, ALL_SECTORS)
+_NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 _NO_SECTORS = (0,) * SECTORS
 _NOTHING = ()
 
@@ -117,13 +118,35 @@ class Cached:
 
     def begin(self, device: Device, db: cython.ulonglong, key: cython.ulonglong) -> None:
         """A block of which nothing is known yet."""
+        if not cython.compiled:
+            self._clear()
         self.device = device
         self.db = db
         self.key = key
         self.index = -1
-        self.page = NO_PAGE
-        self.landing = NO_PAGE
+        self.page = _NO_PAGE
+        self.landing = _NO_PAGE
         """Where a read brings the block, before it is copied to `page`."""
+        self.durable = _ALL
+        self.linked = True
+        self.anchored = True
+        """The pointer of its parent is durable."""
+        # Plain data, of which there is most, needs few of these: they are made when they are first used.
+        self.changed: Any = _NO_SECTORS
+        self.taint: Any = _NO_SECTORS
+        self.kids: Any = _NOTHING
+        self.fresh: Any = _NOTHING
+        self.waits: Any = _NOTHING
+        self.waiters: Any = _NOTHING
+        self.flights: tuple[Any, ...] = _NOTHING
+        """On their way, or written and not durable; of several in the order of their beginnings."""
+        self.deferred: Any = _NOTHING
+        self.readers: Any = _NOTHING
+        self.lock_holders: Any = _NOTHING
+        self.lock_queue: Any = _NOTHING
+
+    def _clear(self) -> None:
+        """What is 0, False or None in a new object when it is compiled."""
         self.generation = 0
         self.type = 0
         self.xtype: Any = None
@@ -131,7 +154,6 @@ class Cached:
         self.dirty = 0
         self.in_flight = 0
         self.written = 0
-        self.durable = _ALL
         self.pins = 0
         self.writer = 0
         self.access: Access | None = None
@@ -140,9 +162,6 @@ class Cached:
         self.parent: Cached | None = None
         self.parent_da = 0
         self.parent_sector = 0
-        self.linked = True
-        self.anchored = True
-        """The pointer of its parent is durable."""
         self.link_sequence = 0
         """Modification of the parent that made the pointer."""
         self.counted = False
@@ -155,20 +174,8 @@ class Cached:
         self.charged: Any = None
         """The environment in whose share it is counted while it cannot leave (`apply.charge`)."""
         self.lock = 0
-        # Plain data, of which there is most, needs few of these: they are made when they are first used.
-        self.changed: Any = _NO_SECTORS
-        self.taint: Any = _NO_SECTORS
-        self.kids: Any = _NOTHING
-        self.fresh: Any = _NOTHING
-        self.waits: Any = _NOTHING
         self.memo: Any = None
         """Partition to what its UDFs say of the present contents: (owns, canonical; refs; refcnt), arrays."""
-        self.waiters: Any = _NOTHING
-        self.flights: Any = _NOTHING
-        self.deferred: Any = _NOTHING
-        self.readers: Any = _NOTHING
-        self.lock_holders: Any = _NOTHING
-        self.lock_queue: Any = _NOTHING
 
     def become_metadata(self) -> None:
         """The block turns out to be structured: it may own, wait and be waited for."""
@@ -273,6 +280,8 @@ class Registry:
         self._quads[2] = self.nentries - len(self._free)
         self._quads[3] = self.sequence
 
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
     def get(self, key: cython.ulonglong) -> Cached | None:
         index: cython.long = self._words[self._bucket(key)]
         while index:
@@ -281,6 +290,26 @@ class Registry:
                 return self._slots[index - 1]
             index = self._words[at + 14]
         return None
+
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
+    def after(self, entry: Cached | None, key: cython.ulonglong) -> Cached | None:
+        """`get` of a block that may have come in together with `entry`: neighbours on the disk are often neighbours in
+        the table, and need no search."""
+        if entry is not None:
+            if self._is_at(entry.index - 1, key):
+                return self._slots[entry.index - 1]
+            if self._is_at(entry.index + 1, key):
+                return self._slots[entry.index + 1]
+        return self.get(key)
+
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
+    def _is_at(self, index: cython.long, key: cython.ulonglong) -> cython.bint:
+        """Whether the entry of `key` has that place."""
+        if index < 0 or index >= self.nentries or self._quads[(self._entries + index * _ENTRY_BYTES) >> 3] != key:
+            return False
+        return self._slots[index] is not None  # the table says whose the place was last
 
     def __getitem__(self, key: int) -> Cached:
         """The entry of a block that is in core."""
@@ -342,10 +371,10 @@ class Registry:
         return len(self._free)
 
     def insert(self, entry: Cached) -> None:
-        """Give the entry a place in the table, at the front of its chain.  Raises LimitReached."""
+        """Give the entry of a block that has none a place in the table, at the front of its chain.  Raises
+        LimitReached."""
         if not self._free:
             raise LimitReached(f"the registry has {self.nentries} entries, all in use")
-        assert self.get(entry.key) is None
         entry.index = self._free.pop()
         self._slots[entry.index] = entry
         at: cython.long = self._at(entry)
@@ -376,7 +405,7 @@ class Registry:
     def _bucket(self, key: cython.ulonglong) -> cython.long:
         """The 32-bit word of the table that heads the key's chain (`views.bucket_of`)."""
         if cython.compiled:
-            return self._buckets + (key * _MULTIPLIER >> 32 & self.nbuckets - 1)
+            return self._buckets + (((key >> 4) * _MULTIPLIER >> 32 << 4 | key & 15) & self.nbuckets - 1)
         else:
             return self._buckets + bucket_of(key, self.nbuckets)
 
@@ -384,6 +413,8 @@ class Registry:
         """The entry's first 32-bit word in the table."""
         return (self._entries + entry.index * _ENTRY_BYTES) >> 2
 
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
     def publish(self, entry: Cached) -> None:
         """Rewrite the entry's image; readers see an odd generation meanwhile (REG-2)."""
         if entry.index < 0:
@@ -402,6 +433,16 @@ class Registry:
         self._words[at + 11] = entry.lock
         self._quads[quad + 6] = entry.parent_da
         self._words[at + 4] = entry.generation
+
+    @cython.boundscheck(False)
+    @cython.wraparound(False)
+    def show_state(self, entry: Cached) -> None:
+        """Publish flags and sector masks, if nothing else has changed: one aligned word, which nobody sees half."""
+        state: cython.ulonglong
+        if entry.index >= 0:
+            state = entry.written | entry.durable << 8
+            state = state << 32 | (entry.flags | entry.dirty << 16 | entry.in_flight << 24)
+            self._quads[(self._at(entry) >> 1) + 3] = state
 
     def renew(self, entry: Cached) -> None:
         """Page or contents changed: a new generation."""
