@@ -1,4 +1,4 @@
-"""A file system in 200 lines: docs/tutorial.md goes through it step by step.
+"""A file system in 150 lines: docs/tutorial.md goes through it step by step.
 
     xok mkfs NAME --type examples/pocketfs.py
     xok mount NAME DIR --program examples/pocketfs.py
@@ -16,18 +16,21 @@ PFS-3  A file without a name was open when its name went.  Of two with one name 
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from libfs.api import RENAME_NOREPLACE, Attr, StatFs, Synchronous
+from libfs.api import Attr, StatFs, refusal
+from libfs.contents import block_at, block_of, blocks_for, bytes_of, cut, one_more
+from libfs.flat import Flat
 from xok_host.abi.blocks import Blocks
-from xok_host.abi.calls import Op, OpFlag, OpKind
+from xok_host.abi.calls import Op, OpKind
 from xok_host.abi.declare import Structure, array, chars, pad, u32, u64
 from xok_host.abi.install import install_type
+from xok_host.abi.ops import in_blocks
+from xok_host.abi.record import record
 from xok_host.abi.template import Template
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_XN_DB
 from xok_host.abi.udf import META, Function
@@ -35,8 +38,6 @@ from xok_host.abi.udf import META, Function
 TABLE = 32
 """Blocks of the table: 255 files and the directory."""
 NAME_MAX, EXTENTS = 184, 18
-ROOM = 64
-"""Free blocks in a row where a new extent starts, if there are."""
 
 # ---- on the disk
 
@@ -80,64 +81,32 @@ def make(env: Any, dev: int, name: str, uid: int, gid: int) -> None:
 # ---- in core
 
 
-@dataclass(frozen=True)
-class File:
-    """One sector of the table."""
-
-    ino: int
-    mode: int
-    uid: int
-    gid: int
-    generation: int = 0
-    size: int = 0
-    mtime: int = 0
-    stamp: int = 0
-    name: bytes = b""
-    extents: tuple[tuple[int, int], ...] = ()
+class File(record(FILE, "ino")):
+    """One sector of the table; `ino` is its number."""
 
     @property
     def place(self) -> tuple[int, int]:
+        """Its block of the table, and the partition there."""
         return divmod(self.ino, SECTORS)
 
-    def pack(self) -> bytes:
-        values = {key: value for key, value in vars(self).items() if key not in ("ino", "extents")}
-        return FILE.pack(**values, extents=[{"start": start, "count": count} for start, count in self.extents])
 
-    @classmethod
-    def unpack(cls, ino: int, raw: bytes) -> File:
-        values = vars(FILE.unpack(raw))
-        extents = tuple((extent.start, extent.count) for extent in values.pop("extents") if extent.count)
-        return cls(ino, name=values.pop("name").rstrip(b"\0"), extents=extents, **values)
-
-    def block(self, index: int) -> int:
-        """The disk block of the file's block `index`; 0 beyond the end."""
-        for start, count in self.extents:
-            if index < count:
-                return start + index
-            index -= count
-        return 0
-
-
-class PocketFS(Synchronous):
+class PocketFS(Flat):
     """One mounted file system."""
 
+    name_max = NAME_MAX
+
     def __init__(self, blocks: Blocks) -> None:
-        self.blocks = blocks
-        self.files: dict[int, File] = {}
-        self.names: dict[bytes, int] = {}
         super().__init__()
+        self.blocks = blocks
         self.root_ino = blocks.root[0] * SECTORS
         self.sectors = range(self.root_ino, self.root_ino + TABLE * SECTORS)
-        left_over = []
         table = b"".join(blocks.read((db, 0), db) for db in blocks.root)
-        found = [File.unpack(ino, table[at * SECTOR :][:SECTOR]) for at, ino in enumerate(self.sectors)]
-        for file in sorted((file for file in found if file.mode), key=lambda file: file.stamp):
-            self.files[file.ino] = file
-            left_over += [self.names[file.name]] if file.name in self.names else []
-            self.names[file.name] = file.ino
-        left_over += [self.names.pop(b"")] if b"" in self.names else []
-        for ino in left_over:
-            self.drop(self.files[ino])
+        found = [File.unpack(table[at * SECTOR :][:SECTOR], ino=ino) for at, ino in enumerate(self.sectors)]
+        used = sorted((file for file in found if file.mode), key=lambda file: file.stamp)
+        self.files = {file.ino: file for file in used}
+        self.names = {file.name: file.ino for file in used if file.name}  # of two the younger
+        for ino in self.files.keys() - self.names.values():
+            self.drop(self.files[ino])  # PFS-3
 
     def cross(self, file: File, ops: Sequence[Op] = ()) -> None:
         """The file becomes as given, with what `ops` allocate, free and publish (PFS-1)."""
@@ -147,46 +116,28 @@ class PocketFS(Synchronous):
 
     # ---- names
 
-    def find(self, name: bytes) -> File:
-        if name not in self.names:
-            raise refusal(errno.ENOENT)
-        return self.files[self.names[name]]
-
-    def lookup(self, parent: int, name: bytes) -> Attr:
-        return self.getattr(self.find(name).ino)
-
-    def readdir(self, ino: int, cookie: int) -> Iterator[tuple[bytes, Attr, int]]:
-        for child in sorted(self.names.values()):
-            if child > max(cookie, self.root_ino):
-                yield self.files[child].name, self.getattr(child), child
-
     def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attr:
-        ino = next((ino for ino in self.sectors if ino not in self.files), 0)
-        if name in self.names or not stat.S_ISREG(mode):
-            raise refusal(errno.EEXIST if name in self.names else errno.EPERM)
-        if len(name) > NAME_MAX or not ino:
-            raise refusal(errno.ENOSPC if len(name) <= NAME_MAX else errno.ENAMETOOLONG)
+        self.check_new(name, mode)
+        ino = next((ino for ino in self.sectors if ino not in self.files), None)
+        if ino is None:
+            raise refusal(errno.ENOSPC)
         now = time.time_ns()
-        self.cross(File(ino, mode, uid, gid, now >> 10 & 0xFFFF_FFFF, 0, now, now, name))
+        self.cross(File(ino, mode, uid, gid, generation=now >> 10 & 0xFFFF_FFFF, mtime=now, stamp=now, name=name))
         self.names[name] = ino
         return self.getattr(ino)
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        file, other = self.find(name), self.files.get(self.names.get(new_name, 0))
-        if flags & ~RENAME_NOREPLACE or len(new_name) > NAME_MAX:
-            raise refusal(errno.EINVAL if flags else errno.ENAMETOOLONG)
-        if other and flags:
-            raise refusal(errno.EEXIST)
-        if file is other:
+        ino, other = self.check_rename(name, new_name, flags)
+        if ino == other:
             return
-        self.cross(replace(file, name=new_name, stamp=time.time_ns()))
+        self.cross(replace(self.files[ino], name=new_name, stamp=time.time_ns()))
         self.names[new_name] = self.names.pop(name)
-        if other:
+        if other is not None:
             self.fsync(None)  # the new name is durable before what had it goes (PFS-3)
-            self.leave(other)
+            self.leave(self.files[other])
 
     def unlink(self, parent: int, name: bytes) -> None:
-        self.leave(self.find(name))
+        self.leave(self.files[self.find(name)])
         del self.names[name]
 
     def leave(self, file: File) -> None:
@@ -196,93 +147,57 @@ class PocketFS(Synchronous):
         else:
             self.drop(file)
 
+    def last_release(self, ino: int) -> None:
+        if not self.files[ino].name:
+            self.drop(self.files[ino])
+
     def drop(self, file: File) -> None:
+        """The sector is free, and the blocks."""
         self.shrink(replace(file, mode=0), 0)
         del self.files[file.ino]
 
     # ---- files
 
     def getattr(self, ino: int) -> Attr:
-        f = self.files.get(ino)
-        if f is None:
+        if ino not in self.files:
             raise refusal(errno.ESTALE)
-        times = (f.mtime, f.mtime, f.mtime)
-        return Attr(ino, f.generation, f.mode, 1, f.uid, f.gid, 0, f.size, -(-f.size // 512), *times)
-
-    def last_release(self, ino: int) -> None:
-        if not self.files[ino].name:
-            self.drop(self.files[ino])
-
-    def contents(self, file: File, index: int) -> bytearray:
-        """One block of the file; zeros where it has nothing."""
-        db = file.block(index)
-        raw = self.blocks.read(file.place, db)[: max(0, file.size - index * BLOCK)] if db else b""
-        return bytearray(raw.ljust(BLOCK, b"\0"))
+        return Attr.of(ino, self.files[ino])
 
     def read(self, ino: int, offset: int, size: int) -> list[memoryview]:
-        file = self.files[ino]
-        end = min(offset + size, file.size)
-        blocks = range(offset // BLOCK, -(-end // BLOCK))
-        self.blocks.bring(file.place, [file.block(index) for index in blocks])  # all at once
-        data = b"".join(self.contents(file, index) for index in blocks)
-        return [memoryview(data)[offset % BLOCK :][: max(0, end - offset)]]
+        return [memoryview(bytes_of(self.blocks, self.files[ino], offset, size))]
 
     def write(self, ino: int, offset: int, data: bytes) -> int:
         if offset > self.files[ino].size:
             self.setattr(ino, size=offset)
-        for at in range(offset - offset % BLOCK, offset + len(data), BLOCK):
-            begin = max(offset, at)
-            self.write_block(self.files[ino], begin, data[begin - offset : at + BLOCK - offset])
+        for index, at, piece in in_blocks(offset, data):
+            self.write_block(self.files[ino], index, at, piece)
         return len(data)
 
-    def write_block(self, file: File, offset: int, data: bytes) -> None:
-        """A new page for the block, which XN puts in place of the old one, or a new block with it."""
-        index, at = divmod(offset, BLOCK)
-        page = self.contents(file, index)
-        page[at : at + len(data)] = data
-        kind, flags, extents = OpKind.PUBLISH, 0, file.extents
-        if not file.block(index):
-            kind, flags, extents = OpKind.ALLOC, OpFlag.PAGES, self.one_more(file)
-        after = replace(file, size=max(file.size, offset + len(data)), mtime=time.time_ns(), extents=extents)
-        place = {"db": after.block(index), "count": 1, "type": TYPE_XN_DB, "page": self.blocks.pages(page)[0]}
-        self.cross(after, [self.blocks.op(kind, file.place, flags=flags, **place)])
-
-    def one_more(self, file: File) -> tuple[tuple[int, int], ...]:
-        """The file's extents with a block more: the next one if it is free, else where there is room to go on."""
-        *kept, (start, count) = file.extents or [(file.ino * 1021 % self.blocks.free.nblocks, 0)]
-        found = self.blocks.free.find_run(start + count, 1)
-        if found == start + count and count:
-            return (*kept, (start, count + 1))
-        found = self.blocks.free.find_run(start + count, ROOM) or found
-        if found is None or len(file.extents) == EXTENTS:
-            raise refusal(errno.EFBIG if found else errno.ENOSPC)
-        return (*file.extents, (found, 1))
+    def write_block(self, file: File, index: int, at: int, piece: bytes) -> None:
+        """A new page for the file's block `index`, which XN puts in place of the old one, or a new block with it."""
+        page = block_of(self.blocks, file, index)
+        page[at : at + len(piece)] = piece
+        kind, extents = OpKind.PUBLISH, file.extents
+        if not block_at(extents, index):
+            kind, extents = OpKind.ALLOC, one_more(extents, self.blocks.free, file.ino * 1021, EXTENTS)
+        size = max(file.size, index * BLOCK + at + len(piece))
+        put = self.blocks.put(kind, file.place, block_at(extents, index), page)
+        self.cross(replace(file, size=size, mtime=time.time_ns(), extents=extents), [put])
 
     def shrink(self, after: File, keep: int) -> None:
         """The file becomes as given, with the first `keep` blocks that it had; the others are free."""
-        extents, ops = [], []
-        for start, count in self.files[after.ino].extents:
-            stay = min(count, keep)
-            keep -= stay
-            if stay:
-                extents.append((start, stay))
-            if stay < count:
-                gone = {"db": start + stay, "count": count - stay, "type": TYPE_XN_DB}
-                ops.append(self.blocks.op(OpKind.FREE, after.place, **gone))
-        self.cross(replace(after, extents=tuple(extents)), ops)
+        kept, gone = cut(self.files[after.ino].extents, keep)
+        free = [self.blocks.op(OpKind.FREE, after.place, db=db, count=count, type=TYPE_XN_DB) for db, count in gone]
+        self.cross(replace(after, extents=kept), free)
 
-    def setattr(self, ino: int, *, size: int | None = None, atime: int | None = None, **changes: Any) -> Attr:
-        if size is not None:
-            if size - self.files[ino].size > self.statfs().free * BLOCK:
-                raise refusal(errno.ENOSPC)
-            while (at := self.files[ino].size) < size:  # no holes
-                self.write(ino, at, bytes(min(BLOCK, size - at)))
-            changes = {"mtime": time.time_ns(), **changes, "size": size}
-        if "mode" in changes:
-            changes["mode"] = stat.S_IFMT(self.files[ino].mode) | stat.S_IMODE(changes["mode"])
-        after = replace(self.files[ino], **changes)
-        self.shrink(after, -(-after.size // BLOCK))
-        return self.getattr(ino)
+    def change(self, ino: int, size: int | None = None, atime: int | None = None, **changes: int) -> None:
+        """What `setattr` asks for; a time of reading is not kept."""
+        size = self.files[ino].size if size is None else size
+        if size - self.files[ino].size > self.statfs().free * BLOCK:
+            raise refusal(errno.ENOSPC)
+        while (at := self.files[ino].size) < size:  # no holes
+            self.write(ino, at, bytes(min(BLOCK, size - at)))
+        self.shrink(replace(self.files[ino], size=size, **changes), blocks_for(size))
 
     def statfs(self) -> StatFs:
         free, spare = self.blocks.free_count(), len(self.sectors) - len(self.files)
@@ -290,10 +205,6 @@ class PocketFS(Synchronous):
 
     def fsync(self, ino: int | None, datasync: bool = False) -> None:
         self.blocks.sync()
-
-
-def refusal(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
 
 
 def mount(env: Any, dev: int, name: str, cap: int) -> PocketFS:

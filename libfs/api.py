@@ -10,6 +10,9 @@ An answered change is visible to every later call at once, and is durable after 
 from __future__ import annotations
 
 import errno
+import os
+import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,6 +43,13 @@ class Attr:
     mtime_ns: int
     ctime_ns: int
 
+    @classmethod
+    def of(cls, ino: int, file: Any) -> Attr:
+        """Of a file that has one name and one time: `generation`, `mode`, `uid`, `gid`, `size` and `mtime`."""
+        times = (file.mtime, file.mtime, file.mtime)
+        blocks = -(-file.size // 512)
+        return cls(ino, file.generation, file.mode, 1, file.uid, file.gid, 0, file.size, blocks, *times)
+
 
 @dataclass(slots=True)
 class StatFs:
@@ -56,6 +66,11 @@ class StatFs:
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+
+
+def refusal(code: int) -> OSError:
+    """The error with this errno, in the system's words."""
+    return OSError(code, os.strerror(code))
 
 
 class FileSystem(Protocol):
@@ -133,6 +148,29 @@ class Synchronous:
         """Nobody has the file open any more."""
 
     def fsync(self, ino: int | None, datasync: bool = False) -> None:
+        raise NotImplementedError
+
+    def getattr(self, ino: int) -> Attr:
+        raise NotImplementedError
+
+    def setattr(self, ino: int, **given: int | None) -> Attr:
+        """By `change`, with what is given alone: a mode keeps the file's type, and a size changes the time as well.
+
+        Raises EISDIR or EINVAL for the size of what has none.  Who may change what is decided before: the mount has
+        default_permissions."""
+        changes = {name: value for name, value in given.items() if value is not None}
+        before = self.getattr(ino)
+        if "mode" in changes:
+            changes["mode"] = stat.S_IFMT(before.mode) | stat.S_IMODE(changes["mode"])
+        if "size" in changes:
+            if changes["size"] < 0 or not stat.S_ISREG(before.mode):
+                raise refusal(errno.EISDIR if stat.S_ISDIR(before.mode) else errno.EINVAL)
+            changes.setdefault("mtime", time.time_ns())
+        self.change(ino, **changes)
+        return self.getattr(ino)
+
+    def change(self, ino: int, **changes: int) -> None:
+        """What `setattr` comes to: new values of some of mode, uid, gid, size, atime and mtime."""
         raise NotImplementedError
 
     def parent(self, ino: int) -> int:

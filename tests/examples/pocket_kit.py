@@ -30,8 +30,8 @@ pocketfs = load()
 class Pocket:
     """One of them, made and mounted."""
 
-    def __init__(self, nblocks: int = 2048) -> None:
-        self.xok = LocalXok(nblocks)
+    def __init__(self, nblocks: int = 2048, **memory: int) -> None:
+        self.xok = LocalXok(nblocks, **memory)
         self.env = self.xok.environment()
         pocketfs.make(self.env, DEV, "pocket", 1000, 100)
         self.env.close()

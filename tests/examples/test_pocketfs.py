@@ -32,8 +32,9 @@ def pocket() -> Pocket:
 def test_a_file_is_one_sector() -> None:
     assert pocketfs.FILE.size == SECTOR
     file = pocketfs.File(80, 0o100644, 1, 2, 3, 4, 5, 6, b"name", ((7, 8), (9, 10)))
-    assert pocketfs.File.unpack(80, file.pack()) == file
-    assert [file.block(index) for index in (0, 7, 8, 17, 18)] == [7, 14, 9, 18, 0]
+    assert pocketfs.File.unpack(file.pack(), ino=80) == file
+    assert (file.ino, file.place, file.name, file.stamp) == (80, (10, 0), b"name", 6)
+    assert [pocketfs.block_at(file.extents, index) for index in (0, 7, 8, 17, 18)] == [7, 14, 9, 18, 0]
 
 
 def test_what_was_written_is_read_and_survives_a_remount(pocket: Pocket) -> None:
@@ -92,11 +93,13 @@ def test_names(pocket: Pocket) -> None:
     pocket.file(b"n" * 184)
     refused(errno.EEXIST, fs.rename, root, b"b", root, b"n" * 184, 1)
     refused(errno.EINVAL, fs.rename, root, b"b", root, b"n" * 184, 2)
+    refused(errno.ENAMETOOLONG, fs.rename, root, b"b", root, b"n" * 185, 1)
     refused(errno.EPERM, fs.create, root, b"fifo", stat.S_IFIFO | 0o600, 0, 0)
     refused(errno.EPERM, fs.mkdir, root, b"d", 0o755, 0, 0)
     refused(errno.EPERM, fs.symlink, root, b"l", b"to", 0, 0)
     refused(errno.EPERM, fs.link, pocket.ino(b"b"), root, b"l")
     refused(errno.ESTALE, fs.getattr, root + 7)
+    refused(errno.EISDIR, fs.setattr, root, size=1)
     pocket.check_disk()
 
 
@@ -143,28 +146,40 @@ def test_the_table_and_the_disk_can_be_full() -> None:
     pocket.check_disk()
 
 
-def test_a_file_in_too_many_pieces_is_refused(pocket: Pocket) -> None:
+def test_a_file_in_too_many_pieces_is_refused(pocket: Pocket, monkeypatch: pytest.MonkeyPatch) -> None:
     inos = [pocket.file(b"%d" % number) for number in range(2)]
-    pocket.fs.one_more = lambda file: (
-        *file.extents,
-        (pocket.fs.blocks.free.find_run(70 + len(file.extents) * 9, 1), 1),
-    )
-    for at in range(pocketfs.EXTENTS):
-        pocket.fs.write(inos[0], at * BLOCK, b"x" * BLOCK)
-    del pocket.fs.one_more
-    start, _ = pocket.fs.files[inos[0]].extents[-1]
-    pocket.fs.one_more, real = (lambda file: ((start + 1, 1),)), pocket.fs.one_more
-    pocket.fs.write(inos[1], 0, b"in the way")
-    pocket.fs.one_more = real
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pocketfs,
+            "one_more",
+            lambda extents, free, *_: (*extents, (free.find_run(70 + len(extents) * 9, 1), 1)),
+        )
+        for at in range(pocketfs.EXTENTS):
+            pocket.fs.write(inos[0], at * BLOCK, b"x" * BLOCK)
+        start, _ = pocket.fs.files[inos[0]].extents[-1]
+        patch.setattr(pocketfs, "one_more", lambda *_: ((start + 1, 1),))
+        pocket.fs.write(inos[1], 0, b"in the way")
     refused(errno.EFBIG, pocket.fs.write, inos[0], pocketfs.EXTENTS * BLOCK, b"one more")
     assert pocket.contents(b"0") == b"x" * BLOCK * pocketfs.EXTENTS
+    pocket.check_disk()
+
+
+@pytest.mark.parametrize(("memory", "blocks"), [({"entries": 512}, 1100), ({"max_chunks": 8}, 6500)])
+def test_a_file_may_be_larger_than_what_may_be_kept_in_core(memory: dict[str, int], blocks: int) -> None:
+    """BLK-4: dirty blocks are up to a bound, then pages; a read needs room as well."""
+    pocket = Pocket(8192, **memory)
+    data = random.Random(1).randbytes(blocks * BLOCK)
+    ino = pocket.file(b"f", data)
+    for at in (0, len(data) - (1 << 20)):
+        assert b"".join(pocket.fs.read(ino, at, 1 << 20)) == data[at : at + (1 << 20)]
+    pocket.check_disk()
 
 
 def test_what_left_core_is_brought_back(pocket: Pocket) -> None:
     data = os.urandom(6 * BLOCK)
     ino = pocket.file(b"f", data)
     pocket.remount()
-    assert pocket.fs.blocks.entry(pocket.fs.files[ino].block(0)) is None
+    assert pocket.fs.blocks.entry(pocketfs.block_at(pocket.fs.files[ino].extents, 0)) is None
     assert pocket.contents(b"f") == data
 
 

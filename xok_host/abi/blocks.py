@@ -12,6 +12,7 @@ may wait for the disk.  (C-FFS does not use it: it runs ahead of XN and never wa
 BLK-1  What `read` gives is a copy of the block at one moment: a page that XN takes away meanwhile is read again.
 BLK-2  A transaction that is refused has changed nothing, and its pages are still the caller's.
 BLK-3  When `sync` returns, every block that a transaction changed is durable.
+BLK-4  Who changes more than may be kept in core waits until it is durable, and is not refused.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xok_host.abi import errors
-from xok_host.abi.calls import MAX_EXTENTS, CatalogueEntry, Op, OpKind, pack_extents, pack_transaction
-from xok_host.abi.types import BLOCK, Flag, da_block, disk_address
+from xok_host.abi.calls import MAX_EXTENTS, CatalogueEntry, Op, OpFlag, OpKind, pack_extents, pack_transaction
+from xok_host.abi.types import BLOCK, TYPE_XN_DB, Flag, da_block, disk_address
 
 TRIES = 16
 """Rounds until something that others can disturb, or that has to be repeated, is given up."""
@@ -68,7 +69,7 @@ class Blocks:
             if self.entry(owner[0]) is None:
                 self._mount()
             extents = pack_extents(missing[at : at + MAX_EXTENTS])
-            self.env.call("insert_and_read", disk_address(self.dev, owner[0]), cap=self.cap, data=extents)
+            self._with_room("insert_and_read", disk_address(self.dev, owner[0]), cap=self.cap, data=extents)
 
     def read(self, owner: Place, db: int) -> bytes:
         """BLK-1.  Raises MediaError, and NotInCore when the block does not stay in core."""
@@ -95,22 +96,37 @@ class Blocks:
     def pages(self, data: bytes | bytearray) -> list[int]:
         """New pages with these contents, the last one filled up with zeros, for ALLOC or PUBLISH."""
         count = (len(data) + BLOCK - 1) // BLOCK
-        given = self.env.call("page_alloc", count, cap=self.cap, out_bytes=8 * count).data
+        given = self._with_room("page_alloc", count, cap=self.cap, out_bytes=8 * count).data
         pages = list(struct.unpack(f"<{count}Q", given[: 8 * count]))
         for at, page in enumerate(pages):
             self.env.page(page)[:] = data[at * BLOCK : (at + 1) * BLOCK].ljust(BLOCK, b"\0")
         return pages
 
+    def _with_room(self, name: str, *scalars: int, **more: Any) -> Any:
+        """A call that takes room in core: what is durable can leave (BLK-4)."""
+        try:
+            return self.env.call(name, *scalars, **more)
+        except errors.LimitReached:
+            self.sync()
+            return self.env.call(name, *scalars, **more)
+
     def op(self, kind: OpKind, owner: Place, **fields: Any) -> Op:
         return Op(kind, disk_address(self.dev, owner[0]), owner[1], **fields)
 
+    def put(self, kind: OpKind, owner: Place, db: int, data: bytes | bytearray) -> Op:
+        """A data block comes to be owned with these contents (ALLOC), or gets them in place of others (PUBLISH).
+
+        The contents are on a new page, which is XN's when the operation is done."""
+        flags = OpFlag.PAGES if kind == OpKind.ALLOC else 0
+        return self.op(kind, owner, db=db, count=1, type=TYPE_XN_DB, page=self.pages(data)[0], flags=flags)
+
     def transact(self, ops: Sequence[Op]) -> None:
-        """All or nothing, BLK-2.  What XN wants to be fetched or written before is."""
+        """All or nothing, BLK-2.  What XN wants to be fetched or written before is (BLK-4)."""
         for tries in range(TRIES):
             try:
                 self.env.call("transact", cap=self.cap, data=pack_transaction(ops), out_bytes=BLOCK)
                 break
-            except (errors.NotInCore, errors.WouldCycle, errors.NoSpace) as refused:
+            except (errors.NotInCore, errors.WouldCycle, errors.NoSpace, errors.LimitReached) as refused:
                 if tries + 1 == TRIES:
                     self._give_back(ops)
                     raise

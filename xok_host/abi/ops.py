@@ -11,7 +11,7 @@ read bytes written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xok_host.abi.calls import Op, OpFlag, OpKind
@@ -83,13 +83,20 @@ def swap(one: Part, ones: Extent, other: Part, others: Extent) -> list[Op]:
 
 def writeb(da: int, data: bytes) -> list[Op]:
     """Change bytes from address `da` on, over as many blocks as they reach: one operation a block."""
-    ops = []
-    while data:
-        offset = da % BLOCK
-        piece, data = data[: BLOCK - offset], data[BLOCK - offset :]
-        ops.append(Op(OpKind.WRITEB, da - offset, NO_PARTITION, writes=[(offset, piece)]))
-        da += len(piece)
-    return ops
+    return [
+        Op(OpKind.WRITEB, block * BLOCK, NO_PARTITION, writes=[(offset, piece)])
+        for block, offset, piece in in_blocks(da, data)
+    ]
+
+
+def in_blocks(start: int, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Bytes that are to be at `start`, divided at block borders: (block, offset in it, the bytes there)."""
+    done = 0
+    while done < len(data):
+        block, offset = divmod(start + done, BLOCK)
+        piece = data[done : done + BLOCK - offset]
+        yield block, offset, piece
+        done += len(piece)
 
 
 def _op(kind: OpKind, part: Part, extent: Extent | None = None, *, page: int = 0, flags: int = 0) -> Op:
