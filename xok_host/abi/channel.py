@@ -52,8 +52,8 @@ CQ_OFFSET = SQ_OFFSET + SUBMISSIONS * ENTRY.size
 DATA_OFFSET = (CQ_OFFSET + COMPLETIONS * COMPLETION.size + 4095) // 4096 * 4096
 RING_BYTES = DATA_OFFSET + DATA_BYTES
 
-_MASK32 = 0xFFFF_FFFF
-
+_MASK32 = cython.declare(cython.ulonglong, 0xFFFF_FFFF)
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 # The same structures as C has them: x86-64 and AArch64 lay them out alike.
 EntryHeader = cython.struct(
@@ -142,7 +142,7 @@ class RingFull(Exception):
 
 def _wrap(index: cython.longlong) -> cython.uint:
     """A free-running index."""
-    return index & 0xFFFF_FFFF
+    return index & _MASK32
 
 
 class _Ring:
@@ -157,7 +157,7 @@ class _Ring:
         return self._words[at >> 2]
 
     def _store(self, at: cython.long, value: cython.ulonglong) -> None:
-        self._words[at >> 2] = value & 0xFFFF_FFFF
+        self._words[at >> 2] = value & _MASK32
 
     def _base(self) -> cython.p_char:
         """Where the memory begins: for compiled code."""
@@ -272,13 +272,13 @@ class KernelRing(_Ring):
 
     def _push(self, cookie: Any, code: Any, nbytes: Any, r0: Any, r1: Any) -> None:
         at: cython.long = _COMPLETIONS_AT + (self._cq_tail % _COMPLETIONS) * 32
-        mask = 0xFFFF_FFFF_FFFF_FFFF
+        r0, r1 = r0 & _MASK64, r1 & _MASK64
         if cython.compiled:
             header = cython.declare(CompletionHeader)
-            header.cookie, header.code, header.nbytes, header.r0, header.r1 = cookie, code, nbytes, r0 & mask, r1 & mask
+            header.cookie, header.code, header.nbytes, header.r0, header.r1 = cookie, code, nbytes, r0, r1
             memcpy(self._base() + at, cython.address(header), 32)
         else:
-            COMPLETION.pack_into(self.memory, at, cookie, code, nbytes, r0 & mask, r1 & mask)
+            COMPLETION.pack_into(self.memory, at, cookie, code, nbytes, r0, r1)
         self._cq_tail = _wrap(self._cq_tail + 1)
         self._store(_CQ_TAIL, self._cq_tail)
 
