@@ -305,7 +305,7 @@ class World:
         return inode
 
     def release(self, inode: Inode) -> None:
-        self.fs.release(inode.ino)
+        self._do("release", inode.ino)
         inode.opened -= 1
         self.mark()
 
