@@ -2,7 +2,8 @@
 
 * calls: `programs/xnload.py` times them inside an environment: a crossing that does nothing; a modification of a
   directory sector with three names and inodes (three UDFs, verified), one in a crossing, 64 transactions in a crossing,
-  64 operations in one transaction.
+  64 operations in one transaction.  What two C programs need to wake one another (`c/pingpong.c`) is measured between
+  them: machines differ in that by a factor of three, and no crossing can cost less.
 * data: the same program writes and reads 128 MB through XN; fio does the same requests to a raw device, O_DIRECT,
   through io_uring, as many at a time; writing ends with a flush.  Both sides take turns within each pattern.  On two
   kinds of device: "disk", loop devices with direct I/O over images on the machine's disk that were written in full
@@ -42,11 +43,14 @@ from benchmarks.tools import (
 )
 
 CALLS = {
+    "pingpong": "two C programs, an eventfd each way",
     "crossing": "NULL, a crossing",
     "single": "modification, one a crossing",
     "batch": "modification, 64 transactions a crossing",
     "transaction": "modification, 64 operations a transaction",
 }
+TRIPS = 20000
+"""Round trips in one measurement of `pingpong`."""
 PATTERNS = {"sequential": (128, 16), "random": (16, 64)}
 """Order: KB of a request, requests at once."""
 WAYS = ("write", "read")
@@ -73,6 +77,7 @@ def measure(rounds: int, placements: list[str]) -> dict[str, Any]:
 def _loads(stack: ExitStack, where: Path, rounds: int) -> dict[str, Any]:
     calls: dict[str, list[float]] = {name: [] for name in CALLS}
     data: dict[str, Any] = {}
+    pingpong = compile_c("pingpong", where)
     for number, kind in enumerate(DEVICES):
         with ExitStack() as inner:
             directory = where / kind
@@ -89,7 +94,9 @@ def _loads(stack: ExitStack, where: Path, rounds: int) -> dict[str, Any]:
                 for way in WAYS
             }
             for turn in range(rounds + 1):
-                said = load.calls() if kind == "memory" else {}
+                said = {}
+                if kind == "memory":
+                    said = {"pingpong": float(run(pingpong, str(TRIPS))), **load.calls()}
                 for name, cell in cells.items():
                     way, order = name.split()
                     sides = {"raw": _fio(raw, way, order), "xn": load.data(way, order)}
@@ -243,8 +250,13 @@ def _checks(where: Path, rounds: int, cpus: Any) -> dict[str, dict[str, list[flo
 def report(result: dict[str, Any]) -> str:
     parts = []
     for placement, said in result.items():
-        rows = [[CALLS[name], f"{statistics.median(values):.1f}"] for name, values in said["calls"].items()]
-        parts.append(table(f"XN's calls, {placement}: µs each", ["", "µs"], rows))
+        rows = [
+            [CALLS[name], f"{statistics.median(values):.1f}", f"{ratio(values, said['calls']['pingpong']):.1f}×"]
+            for name, values in said["calls"].items()
+        ]
+        parts.append(
+            table(f"XN's calls, {placement}: µs each, and how many such round trips", ["", "µs", "trips"], rows)
+        )
         parts += [_data_table(kind, placement, cells) for kind, cells in said["data"].items()]
         checks = said["checks"]
         rows = [[name, *(f"{statistics.median(values[key]):.1f}" for key in PASSES)] for name, values in checks.items()]
