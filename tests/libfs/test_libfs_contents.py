@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 
 from libfs import contents
 from libfs.contents import Extents
-from xok_host.abi.blocks import Blocks
+from xok_host.abi import errors
+from xok_host.abi.blocks import TRIES, Blocks
 from xok_host.abi.calls import OpKind
 from xok_host.abi.declare import Structure, u32, u64
 from xok_host.abi.derive import derive, owns
@@ -190,3 +193,32 @@ def test_put_gives_a_block_other_contents() -> None:
 
 def test_blocks_for() -> None:
     assert [contents.blocks_for(size) for size in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["page_alloc", "insert_and_read", "mount", "transact"])
+def test_a_call_without_room_is_made_again_a_bounded_number_of_times(name: str) -> None:
+    """BLK-4: each looks further for what can leave; where nothing can, the refusal is told."""
+    disk = Disk(DATA)
+    calls = {
+        "page_alloc": lambda: disk.blocks.pages(b"x"),
+        "mount": lambda: Blocks(disk.env, DEV, "tree", disk.blocks.cap),
+    }
+    calls["insert_and_read"] = lambda: disk.blocks.bring(disk.file.place, [disk.blocks.free.nblocks - 1])
+    calls["transact"] = lambda: disk.transact()
+    real, left, tried = disk.env.call, 0, 0
+
+    def call(called: str, *args: Any, **named: Any) -> Any:
+        nonlocal left, tried
+        if called != name:
+            return real(called, *args, **named)
+        tried += 1
+        if tried <= left:
+            raise errors.LimitReached("no room")
+        return SimpleNamespace(data=b"") if name == "insert_and_read" else real(called, *args, **named)
+
+    disk.env.call = call  # type: ignore[method-assign]
+    for refusals, reached in ((TRIES - 1, True), (1000, False)):
+        left, tried = refusals, 0
+        with contextlib.nullcontext() if reached else pytest.raises(errors.LimitReached):
+            calls[name]()
+        assert tried == TRIES

@@ -47,6 +47,7 @@ class Blocks:
         self.free = env.freemaps[dev]
         """The free map: `find_run`, `run_of_free`."""
         self._name = name.encode()
+        self._dirty: set[int] = set()
         entry = self._mount()
         self.root = range(entry.db, entry.db + entry.count)
         self._dirty = {db for db in self.root if self.entry(db).dirty}
@@ -54,7 +55,7 @@ class Blocks:
     def _mount(self) -> CatalogueEntry:
         """Brings the whole root extent into core."""
         return CatalogueEntry.unpack(
-            self.env.call("mount", self.dev, cap=self.cap, data=self._name, out_bytes=BLOCK).data
+            self._with_room("mount", self.dev, cap=self.cap, data=self._name, out_bytes=BLOCK).data
         )
 
     def entry(self, db: int) -> Any:
@@ -103,12 +104,13 @@ class Blocks:
         return pages
 
     def _with_room(self, name: str, *scalars: int, **more: Any) -> Any:
-        """A call that takes room in core: what is durable can leave (BLK-4)."""
-        try:
-            return self.env.call(name, *scalars, **more)
-        except errors.LimitReached:
-            self.sync()
-            return self.env.call(name, *scalars, **more)
+        """A call that takes room in core: what is durable can leave (BLK-4), and each call looks further for it."""
+        for _ in range(TRIES - 1):
+            try:
+                return self.env.call(name, *scalars, **more)
+            except errors.LimitReached:
+                self.sync()
+        return self.env.call(name, *scalars, **more)
 
     def op(self, kind: OpKind, owner: Place, **fields: Any) -> Op:
         return Op(kind, disk_address(self.dev, owner[0]), owner[1], **fields)
