@@ -1,4 +1,4 @@
-"""The registry's image in shared memory, the pages under it, and the free map (REG-1, REG-2, PAGES-1 to PAGES-7)."""
+"""The registry's image in shared memory, the pages under it, and the free map (REG-1, REG-2, PAGES-1 to PAGES-8)."""
 
 from __future__ import annotations
 
@@ -208,6 +208,23 @@ def test_many_trees_of_one_user_leave_chunks_to_others() -> None:
         pages.alloc(pages.arena(pages.access(only, only)))
     pages.environment_died(3)
     assert not any(pages.chunk(number).payer == ROOTS + 3 for number in range(12))  # type: ignore[union-attr]
+
+
+def test_what_nobody_may_read_keeps_its_last_chunk() -> None:
+    """PAGES-8: XN writes its own sectors however much others hold."""
+    pages = Pages(PlainMemory(4))
+    own = pages.arena(pages.access(frozenset(), frozenset()))
+    for page in [pages.alloc(own) for _ in range(CHUNK_PAGES + 1)]:
+        pages.drop(page)
+    assert pages.total == 2 * CHUNK_PAGES
+    only = frozenset({1})
+    tree = pages.arena(pages.access(only, only))
+    for _ in range(3 * CHUNK_PAGES):  # two new chunks, and one that the arena can spare
+        pages.alloc(tree)
+    other = pages.arena(pages.access(frozenset({2}), only))
+    with pytest.raises(LimitReached):
+        pages.alloc(other)
+    pages.alloc(own)
 
 
 def test_the_writers_of_dead_arenas_are_gone(toy: Toy) -> None:

@@ -11,6 +11,8 @@ PAGES-6  Pages are taken from the front of a chunk, and a run of them where one 
          neighbours on the disk that are neighbours in memory are one piece of a request.
 PAGES-7  No more than three quarters of the chunks are one user's, or one environment's of root's: trees have arenas of
          their own, so that many small ones take as much as a large one.
+PAGES-8  An arena that nobody may read keeps its last chunk: there XN writes its own sectors, and what it has to write
+         for one does not wait for room that another holds.
 """
 
 from __future__ import annotations
@@ -350,6 +352,7 @@ class Pages:
             for chunk in filter(None, self._chunks)
             if chunk.kind == arena.kind
             and chunk.arena is not arena
+            and (chunk.arena.access.read or len(chunk.arena.chunks) > 1)
             and not chunk.mapped
             and (not own or chunk.payer == self.payer)
         ]
