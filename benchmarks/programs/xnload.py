@@ -144,15 +144,14 @@ class Load:
         cpu, began = time.process_time(), time.perf_counter()
         for asked in groups:
             while self.flying == WINDOW:
-                self.env.wait_event()
+                self.env.wait_any()
             if way == "write":
                 self._write(asked, blocks)
             else:
                 self._read(asked, blocks)
             self.flying += 1
-            self.env.ring_doorbell()
         while self.flying:
-            self.env.wait_event()
+            self.env.wait_any()
         if way == "write":
             self.env.call("flush", DEV)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -171,8 +170,7 @@ class Load:
     def _write(self, group: list[int], blocks: int) -> None:
         """New pages for these pieces, published and written."""
         while not self.pages:
-            self.env.ring_doorbell()
-            self.env.wait_event()
+            self.env.wait_any()
         pages = memoryview(self.pages.popleft()).cast("Q")
         self._order_pages(len(pages))
         self.env.pages(pages[0], 1)[:8] = struct.pack("<Q", group[0])

@@ -56,6 +56,34 @@ def test_a_full_ring_waits_for_an_answer(ends: tuple[socket.socket, Environment]
     thread.join(20)
 
 
+def test_who_has_several_calls_on_their_way_waits_for_any(ends: tuple[socket.socket, Environment]) -> None:
+    """The second is answered first; what came before the wait is enough, and what is queued crosses with it."""
+    _, env = ends
+    ring = channel.KernelRing(env.ring.memory)
+    came: list[int] = []
+    for number in (1, 2):
+        env.submit("null", number, then=lambda answer: came.append(answer.r0))
+
+    def xokd() -> None:
+        entries = []
+        while len(entries) < 2:
+            if (entry := ring.take()) is not None:
+                entries.append(entry)
+            time.sleep(0.001)
+        for entry in reversed(entries):
+            time.sleep(0.05)
+            ring.complete(entry, 0, entry.a0)
+            ring.wake()
+
+    thread = threading.Thread(target=xokd)
+    thread.start()
+    env.wait_any()
+    assert came == [2]
+    thread.join(20)
+    env.wait_any()
+    assert came == [2, 1]
+
+
 def test_a_signal_does_not_leave_it_waiting_in_the_ring(ends: tuple[socket.socket, Environment]) -> None:
     """What its handler raises comes through, and doorbells ring again."""
 

@@ -261,6 +261,12 @@ class Environment:
             self.drain()
         self.dispatch()
 
+    def wait_any(self) -> None:
+        """Let what is queued cross, and wait in this thread until any completion or event has come and was dispatched:
+        for who has several calls on their way, each with its `then`."""
+        if not self.dispatch():
+            self._wait_in_ring(0)
+
     def _wait_in_ring(self, cookie: Any) -> None:
         """Ring, and wait until the completion of `cookie` was taken from the ring, or (0) anything was."""
         self.ring.wait_here(True)
