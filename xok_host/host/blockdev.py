@@ -29,7 +29,7 @@ from xok_host.host.engine import MAX_VECTORS, RWF_DSYNC, Engine, best
 
 _SECTOR = cython.declare(cython.longlong, SECTOR)
 _BLOCK = cython.declare(cython.longlong, BLOCK)
-MAX_REQUEST = 1 << 20
+MAX_REQUEST = 1 << 19
 """Bytes in one merged request."""
 _MOST = cython.declare(cython.longlong, MAX_REQUEST)
 _VECTORS = cython.declare(cython.longlong, MAX_VECTORS)

@@ -9,8 +9,9 @@ import cython
 
 from xok_host.abi.types import CHUNK_PAGES, SECTORS
 
-MAX_REQUEST_SECTORS = 2048
-"""1 MiB: longer runs become several requests."""
+MAX_REQUEST_SECTORS = 1024
+"""512 KiB: longer runs become several requests.  That is 128 pages, as many pieces of memory as Linux lets a request to
+most devices have; a longer one would be split there, and io_uring would hand it to a thread for that."""
 
 _MOST = cython.declare(cython.int, MAX_REQUEST_SECTORS)
 _SECTORS = cython.declare(cython.ulonglong, SECTORS)
