@@ -227,6 +227,9 @@ def test_a_run_of_pages_is_published_whole_or_not_at_all(extent: Extent) -> None
     op = Op(OpKind.PUBLISH, da(toy.root), 0, db=extent.first, count=4, type=TYPE_XN_DB, page=pages[0])
     with pytest.raises(BadCapability, match=f"page {pages[2]} is not an unpublished page"):
         toy.env.call("transact", cap=toy.cap, data=pack_transaction([op]))
+    op.page = (1 << 64) - 2  # the run would go round all numbers
+    with pytest.raises(BadCapability, match=f"page {op.page} is not an unpublished page"):
+        toy.env.call("transact", cap=toy.cap, data=pack_transaction([op]))
     assert set(toy.env.kernel_env.pages) == {pages[0], pages[1], pages[3]}
 
 

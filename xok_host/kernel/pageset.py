@@ -21,45 +21,54 @@ class PageSet:
 
     def __init__(self) -> None:
         self._chunks: dict[int, bytearray] = {}
-        """Chunk to 1 for each of its pages that is in the set; no chunk without any."""
+        """Chunk to 1 for each of its pages that is in the set; a chunk that had some stays."""
         self._count = 0
 
     def add(self, first: cython.ulonglong, count: cython.ulonglong) -> None:
         """Pages that are not in it yet."""
         self._count += count
-        while count:
-            slot: cython.ulonglong = first % _CHUNK
-            here: cython.ulonglong = min(count, _CHUNK - slot)
-            marks = self._chunks.get(first // _CHUNK)
-            if marks is None:
-                marks = self._chunks[first // _CHUNK] = bytearray(CHUNK_PAGES)
-            marks[slot : slot + here] = b"\1" * here
-            first += here
-            count -= here
+        self._mark(first, count, 1)
 
     def remove(self, first: cython.ulonglong, count: cython.ulonglong) -> None:
         """Pages that are in it."""
         self._count -= count
+        self._mark(first, count, 0)
+
+    def _mark(self, first: cython.ulonglong, count: cython.ulonglong, mark: cython.uchar) -> None:
+        marks: bytearray
+        slot: cython.Py_ssize_t
+        begin: cython.Py_ssize_t
+        end: cython.Py_ssize_t
         while count:
-            slot: cython.ulonglong = first % _CHUNK
-            here: cython.ulonglong = min(count, _CHUNK - slot)
-            marks = self._chunks[first // _CHUNK]
-            marks[slot : slot + here] = bytes(here)
-            if marks.find(1) < 0:
-                del self._chunks[first // _CHUNK]
-            first += here
-            count -= here
+            begin = first % _CHUNK
+            end = min(_CHUNK, begin + count)
+            chunk = first // _CHUNK
+            if chunk not in self._chunks:
+                self._chunks[chunk] = bytearray(CHUNK_PAGES)
+            marks = self._chunks[chunk]
+            for slot in range(begin, end):
+                marks[slot] = mark
+            first += end - begin
+            count -= end - begin
 
     def holds(self, first: cython.ulonglong, count: cython.ulonglong) -> cython.bint:
         """Whether all of them are in it."""
+        marks: bytearray
+        slot: cython.Py_ssize_t
+        begin: cython.Py_ssize_t
+        end: cython.Py_ssize_t
         while count:
-            slot: cython.ulonglong = first % _CHUNK
-            here: cython.ulonglong = min(count, _CHUNK - slot)
-            marks = self._chunks.get(first // _CHUNK)
-            if marks is None or marks.find(0, slot, slot + here) >= 0:
+            begin = first % _CHUNK
+            end = min(_CHUNK, begin + count)
+            chunk = first // _CHUNK
+            if chunk not in self._chunks:
                 return False
-            first += here
-            count -= here
+            marks = self._chunks[chunk]
+            for slot in range(begin, end):
+                if not marks[slot]:
+                    return False
+            first += end - begin
+            count -= end - begin
         return True
 
     def clear(self) -> None:

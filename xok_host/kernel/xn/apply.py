@@ -110,6 +110,8 @@ def reserve(t: Transaction) -> None:
     db: cython.ulonglong
     cached: Cached | None
     entry: Cached | None
+    move: Move
+    shadow: Shadow
     registry: Registry = device.registry
     number: cython.ulonglong = device.number
     if not t.allocs and not t.publishes and not copies(t):
@@ -217,17 +219,20 @@ def child_access(t: Transaction, shadow: Shadow) -> Access:
     return entry.child_access
 
 
-def check_own_pages(t: Transaction, page: int, count: int, access: Access) -> None:
+def check_own_pages(t: Transaction, page: cython.ulonglong, count: cython.ulonglong, access: Access) -> None:
     """Pages of the caller's, unpublished, in the arena of those who may access the blocks."""
     mine: PageSet = t.env.pages
     pages: Pages = t.kernel.pages
     if not mine.holds(page, count):
-        foreign = next(number for number in range(page, page + count) if number not in mine)
-        raise BadCapability(f"page {foreign} is not an unpublished page of the caller's")
-    for number in (page, *range(page - page % CHUNK_PAGES + CHUNK_PAGES, page + count, CHUNK_PAGES)):
-        arena: Arena = pages.arena_of(number)
+        while mine.holds(page, 1):
+            page += 1
+        raise BadCapability(f"page {page} is not an unpublished page of the caller's")
+    at: cython.ulonglong = page
+    while at < page + count:
+        arena: Arena = pages.arena_of(at)
         if arena.access is not access or arena.kind != DATA:
-            raise BadCapability(f"page {number} is in the arena of another capability")
+            raise BadCapability(f"page {at} is in the arena of another capability")
+        at += _CHUNK - at % _CHUNK
 
 
 def check_pages_once(t: Transaction) -> None:
@@ -246,6 +251,7 @@ def apply(t: Transaction) -> None:
     assert device is not None
     registry = device.registry
     shadow: Shadow
+    move: Move
     for move in t.allocs:
         apply_alloc(t, device, move)
     for shadow in t.shadows.values():
