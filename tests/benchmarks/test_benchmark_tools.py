@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from benchmarks import xn
 from benchmarks.files import PASSES
 from benchmarks.responder import canned
-from benchmarks.tools import BenchmarkFailure, compile_c, cpu_seconds, ratio, run, table
+from benchmarks.tools import BenchmarkFailure, compile_c, cpu_seconds, ratio, run, table, threads_seconds
 
 SIZES = (0, 1, 1447, 1448, 10240, 102400, 1 << 20)
 
@@ -54,6 +56,27 @@ def test_file_operations_refuse_what_is_in_the_way(programs: Path, tmp_path: Pat
     (tmp_path / "d0").mkdir()
     with pytest.raises(BenchmarkFailure, match="mkdir .*d0: File exists"):
         run(programs / "fileops", tmp_path, "30", "10", "1024")
+
+
+def test_a_disk_in_memory_is_no_disk() -> None:
+    """`bench xn` says what is missing in place of numbers."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory, ExitStack() as stack:
+        with pytest.raises(xn.Unavailable, match=f"{directory} is in memory"):
+            xn._device(stack, Path(directory), "disk", "ours")
+        assert not os.listdir(directory)
+    assert xn._data_table("disk", "one CPU", "no disk").startswith("data, disk, one CPU: not measured: no disk")
+
+
+def test_data_is_told_as_rates_and_cpu_time() -> None:
+    cell = {"xn": [90e6, 80e6], "raw": [100e6, 100e6], "xn cpu": [50.0, 60.0], "raw cpu": [10.0, 20.0]}
+    line = xn._data_table("memory", "one CPU", {"read random": cell}).splitlines()[2]
+    assert line.split()[-5:] == ["85", "100", "0.85×", "55.0", "15.0"]
+
+
+def test_cpu_time_of_threads_is_counted_while_they_live() -> None:
+    before = threads_seconds(os.getpid())
+    sum(range(1_000_000))
+    assert 0 < threads_seconds(os.getpid()) - before < 20 and threads_seconds(2**22 - 3) == 0.0
 
 
 @pytest.fixture(scope="module")
