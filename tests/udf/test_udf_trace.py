@@ -119,6 +119,26 @@ def test_the_interpreters_trace_is_what_was_read(code: bytes, meta: bytes, part:
     both(code, meta, part, r5=3, max_out=5, budget=300, windows=windows)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(programs(), st.binary(max_size=40))
+def test_a_budget_ends_where_it_ends(code: bytes, meta: bytes) -> None:
+    """INTERP-2: instructions are counted line by line, and the fault is as if each had been counted by itself."""
+    executed = trace(Program(code), meta, budget=80, max_out=5).executed
+    for budget in range(1, executed + 1):
+        assert both(code, meta, budget=budget, max_out=5).executed == budget
+
+
+def test_the_last_bytes_of_a_window_are_read_as_the_first() -> None:
+    """Loads of all widths at all places of a window of 12 bytes, after one that made it known."""
+    windows = array("Q", [4, 16])
+    for width in (1, 2, 4, 8):
+        for at in range(18):
+            f = Function()
+            f.emit(load(META + 4, 1), load(META + at, width), 0)
+            slow = both(f.finish(), bytes(range(1, 21)), windows=windows)
+            assert (slow.fault is None) == (4 <= at and at + width <= 16)
+
+
 def test_a_trace_needs_a_map_of_its_window() -> None:
     f = Function()
     f.emit(load(META + 4, 2), load(META + 5, 4), load(META + 20, 1))

@@ -19,7 +19,7 @@ from toy import (
     template,
 )
 
-from xok_host.abi.calls import MAX_OPS, Op, OpFlag, OpKind, pack_transaction
+from xok_host.abi.calls import MAX_OPS, Op, OpFlag, OpKind, pack_extents, pack_transaction
 from xok_host.abi.errors import (
     BadCall,
     BadCapability,
@@ -165,6 +165,20 @@ def test_metadata_is_freed_empty(toy: Toy) -> None:
     gone = toy.modify(node, 3, Sector(), OpKind.FREE, db=block, count=1, type=TYPE_XN_DB)
     toy.transact(gone, free)
     assert toy.env.freemaps[DEV].is_free(node) and toy.env.freemaps[DEV].is_free(block)
+
+
+def test_metadata_that_waits_in_quarantine_is_asked_as_what_its_parent_says_it_is(toy: Toy) -> None:
+    """TXN-5, of a block that has been fetched and is not bound: it has no type in core yet."""
+    node = toy.add_node(toy.root, 0)
+    child = toy.add_node(node, 1)
+    toy.durable(child, node, toy.root)
+    toy.durable(node, toy.root)
+    for block in (child, node):
+        toy.env.call("delete_attr", DEV, data=pack_extents([(block, 1, 0)]))
+    toy.env.call("read_and_insert", DEV, data=pack_extents([(node, 1, 0)]))
+    assert toy.flags(node) & Flag.QUARANTINE and toy.flags(node) & Flag.VALID
+    with pytest.raises(BogusUpdate, match="partition 1 still owns"):
+        toy.remove(toy.root, 0, node)
 
 
 def test_counted_metadata_is_not_freed(toy: Toy) -> None:

@@ -41,6 +41,6 @@ class Core:
         found = self.devices.get(dev)
         if found is None:
             raise NotFound(f"no device {dev}")
-        if dev in self.failed:
+        if self.failed and dev in self.failed:
             raise NotFound(f"device {dev} has failed with error {self.failed[dev]} and is out of use until a restart")
         return found

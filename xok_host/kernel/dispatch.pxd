@@ -1,4 +1,15 @@
-# C-level declarations of dispatch.py: the classes that its loops over blocks use.
+# C-level declarations of dispatch.py, and the classes that its loops over blocks use.
+from xok_host.kernel.core cimport Core
+from xok_host.kernel.env cimport Environment
+from xok_host.kernel.xn cimport txn
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.io cimport DeviceIo
 from xok_host.kernel.xn.registry cimport Cached, Registry
+from xok_host.kernel.xn.shadow cimport Transaction
+
+
+cdef class Dispatch:
+    cdef Core _kernel
+    cdef public dict handlers
+    cdef _tree(self, Environment env, index, int rights)
+    cdef _transaction(self, Environment env, cap, bytes data, int number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cython
 
@@ -96,10 +96,12 @@ class Dispatch:
 
     # ---- helpers
 
-    def _tree(self, env: Environment, index: int, rights: int) -> int:
-        held = env.capabilities.trees.get(index)
-        if held is not None and not rights & ~held[1]:
-            return held[0]
+    def _tree(self, env: Environment, index: Any, rights: cython.int) -> Any:
+        held: tuple[int, int] | None = env.capabilities.trees.get(index)
+        if held is not None:
+            granted: cython.int = held[1]
+            if not rights & ~granted:
+                return held[0]
         return env.capabilities.get(index, TREE, rights).id  # which says what is wrong
 
     def _cached(self, da: int) -> Cached:
@@ -533,9 +535,10 @@ class Dispatch:
 
     alloc = free = add_edge = set_type = move = swap = one_operation
 
-    def _transaction(self, env: Environment, cap: int, data: bytes, number: int) -> Result:
+    def _transaction(self, env: Environment, cap: Any, data: bytes, number: cython.int) -> Result:
         capability = self._tree(env, cap, _WRITE)
-        transaction = Transaction(self._kernel, env, capability, self._kernel.now)
+        transaction: Transaction = Transaction.__new__(Transaction)
+        transaction.begin(self._kernel, env, capability, self._kernel.now)
         try:
             txn.run(transaction, data, number)
         except XokError as error:

@@ -1,10 +1,12 @@
 # C-level declarations of env.py.
+from xok_host.kernel.capability cimport CapabilityTable
 from xok_host.kernel.pageset cimport PageSet
 
 
 cdef class Environment:
     cdef public unsigned int id
-    cdef public object uid, name, capabilities, group
+    cdef public object uid, name, group
+    cdef public CapabilityTable capabilities
     cdef public PageSet pages
     cdef public set trees, locks
     cdef public dict pinned, unsettled

@@ -17,6 +17,7 @@ cdef class Chunk:
     cdef public str kind
     cdef public Arena arena
     cdef public unsigned short[::1] users
+    cdef unsigned char[::1] bytes
     cdef long first_free(self) except -1
     cdef long take(self) except -1
     cdef long find_run(self, long count) except -2
@@ -43,5 +44,7 @@ cdef class Pages:
     cpdef bint shared(self, unsigned long long page) except -1
     cpdef view(self, unsigned long long page)
     cpdef span(self, unsigned long long page, unsigned long long first, unsigned long long count)
+    cpdef bytearray copy(self, unsigned long long page)
+    cpdef put_sectors(self, unsigned long long page, bytearray new, int mask)
     cpdef zero(self, unsigned long long page)
     cpdef Arena arena_of(self, unsigned long long page)

@@ -23,8 +23,12 @@ from typing import Any, Protocol
 
 import cython
 
+if cython.compiled:
+    from cython.cimports.cpython.bytearray import PyByteArray_FromStringAndSize
+    from cython.cimports.libc.string import memcpy
+
 from xok_host.abi.errors import LimitReached
-from xok_host.abi.types import BLOCK, CHUNK_BYTES, CHUNK_PAGES, SECTOR
+from xok_host.abi.types import BLOCK, CHUNK_BYTES, CHUNK_PAGES, SECTOR, SECTORS
 
 META, DATA, QUARANTINE = "meta", "data", "quarantine"
 """Kinds of chunks: what xokd alone writes, what one environment writes, and what nobody may read yet."""
@@ -40,6 +44,7 @@ _CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
 _SLOTS = cython.declare(cython.long, CHUNK_PAGES)
 _BLOCK = cython.declare(cython.ulonglong, BLOCK)
 _SECTOR = cython.declare(cython.ulonglong, SECTOR)
+_SECTORS = cython.declare(cython.int, SECTORS)
 
 
 class Memory(Protocol):
@@ -95,11 +100,13 @@ class Chunk:
     """`users[slot]` counts holds, `held` the slots that have some, and none below `low` is free; `mapped` are the
     environments that were given its memory file; `payer` is for whom it was taken last."""
 
-    __slots__ = ("arena", "held", "kind", "low", "mapped", "number", "payer", "users", "view")
+    __slots__ = ("arena", "bytes", "held", "kind", "low", "mapped", "number", "payer", "users", "view")
 
     def __init__(self, number: int, view: memoryview, arena: Arena, kind: str) -> None:
         self.number = number
         self.view = view
+        self.bytes: Any = view[:]
+        """The same, as C sees it: a view of its own, because who made the other one must be able to release it."""
         self.arena = arena
         self.kind = kind
         self.users: Any = array("H", bytes(2 * CHUNK_PAGES))
@@ -291,6 +298,28 @@ class Pages:
         chunk: Chunk = self._of(page)
         at: cython.ulonglong = page % _CHUNK * _BLOCK + first * _SECTOR
         return chunk.view[at : at + count * _SECTOR]
+
+    def copy(self, page: cython.ulonglong) -> bytearray:
+        """The page's bytes, to change."""
+        chunk: Chunk = self._of(page)
+        at: cython.ulonglong = page % _CHUNK * _BLOCK
+        if cython.compiled:
+            return PyByteArray_FromStringAndSize(cython.cast(cython.p_char, cython.address(chunk.bytes[at])), _BLOCK)
+        else:
+            return bytearray(chunk.view[at : at + _BLOCK])
+
+    def put_sectors(self, page: cython.ulonglong, new: bytearray, mask: cython.int) -> None:
+        """The sectors in `mask` of `new`, a block, into the page."""
+        chunk: Chunk = self._of(page)
+        at: cython.ulonglong = page % _CHUNK * _BLOCK
+        sector: cython.int
+        for sector in range(_SECTORS):
+            if mask >> sector & 1:
+                begin: cython.ulonglong = sector * _SECTOR
+                if cython.compiled:
+                    memcpy(cython.address(chunk.bytes[at + begin]), cython.cast(cython.p_char, new) + begin, _SECTOR)
+                else:
+                    chunk.view[at + begin : at + begin + _SECTOR] = new[begin : begin + _SECTOR]
 
     def zero(self, page: cython.ulonglong) -> None:
         self.view(page)[:] = _ZEROS

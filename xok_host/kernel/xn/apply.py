@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cython
 
-if cython.compiled:
-    from cython.cimports.cpython.buffer import PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-    from cython.cimports.libc.string import memcpy
-
 from xok_host.abi.calls import OpFlag
 from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached, Locked
-from xok_host.abi.types import ALL_SECTORS, CHUNK_PAGES, SECTOR, SECTORS, TYPE_XN_DB, Flag
+from xok_host.abi.types import ALL_SECTORS, CHUNK_PAGES, SECTORS, TYPE_XN_DB, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.pages import DATA, Access, Arena, Pages
 from xok_host.kernel.pageset import PageSet
+from xok_host.kernel.tables import INDEX
 from xok_host.kernel.xn import order, traced, udf
 from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
-from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, Move, Shadow, Touched, Transaction, survivor
+from xok_host.kernel.xn.shadow import (
+    CHECKED,
+    MAX_ALLOC,
+    NO_PARTITION,
+    Move,
+    Shadow,
+    Touched,
+    Transaction,
+    noted,
+    survivor,
+)
 from xok_host.kernel.xn.types import XnType
 
 if cython.compiled:
@@ -28,8 +35,8 @@ else:
     from xok_host.kernel.xn.order import recount
 
 if TYPE_CHECKING:
+    from xok_host.kernel.core import Core
     from xok_host.kernel.env import Environment
-    from xok_host.kernel.kernel import Kernel
     from xok_host.kernel.xn.device import Device
 
 _ALL = cython.declare(cython.int, ALL_SECTORS)
@@ -39,6 +46,8 @@ _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 _READING = cython.declare(cython.uint, int(Flag.READING))
 _TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
 _VALID = cython.declare(cython.uint, int(Flag.VALID))
+_TRANSACTIONS = cython.declare(cython.int, INDEX["transactions"])
+_OPERATIONS = cython.declare(cython.int, INDEX["operations"])
 _ZERO = int(OpFlag.ZERO)
 _PAGES = int(OpFlag.PAGES)
 
@@ -60,7 +69,7 @@ def charge(env: Environment, entry: Cached) -> None:
     env.unsettled[entry] = None
 
 
-def check_share(kernel: Kernel, env: Environment, count: cython.long) -> None:
+def check_share(kernel: Core, env: Environment, count: cython.long) -> None:
     """Room in the environment's share for `count` blocks more: three quarters of what is in core are the most that can
     be kept there by what one environment did, so that others have room.  Raises LimitReached, naming a block."""
     mine = env.unsettled
@@ -93,7 +102,7 @@ def _added(t: Transaction) -> int:
     device, env = t.device, t.env
     assert device is not None
     added = 0
-    for shadow in t.shadows.values():
+    for shadow in t.shadows:
         added += bool(shadow.changed) and not shadow.fresh and adds(env, shadow.entry)
     for move in t.allocs:
         added += move.count
@@ -140,7 +149,7 @@ def reserve(t: Transaction) -> None:
                 needed += 1
             elif cached.lock == _EXCLUSIVE and t.env not in cached.lock_holders:
                 raise Locked(f"block {db} is locked by another environment")
-        for shadow in t.shadows.values():
+        for shadow in t.shadows:
             if move.db <= shadow.entry.db < move.db + move.count:
                 raise BadCall(f"block {shadow.entry.db} is written and published in one transaction")
     for move in t.allocs:
@@ -166,7 +175,7 @@ def copies(t: Transaction) -> cython.bint:
     """Whether a page must be copied because somebody holds it as it is."""
     pages = t.device.pages
     shadow: Shadow
-    for shadow in t.shadows.values():
+    for shadow in t.shadows:
         if shadow.changed and not shadow.fresh and pages.shared(shadow.entry.page):
             return True
     return False
@@ -176,8 +185,8 @@ def _involved(t: Transaction) -> list[Cached]:
     """Blocks in core that must not be evicted to make room for the transaction that changes them."""
     device = t.device
     assert device is not None
-    found = [shadow.entry for shadow in t.shadows.values()]
-    for key in t.freed:
+    found = [shadow.entry for shadow in t.shadows]
+    for key in t.freed or ():
         found.append(t.kernel.registry[key])
     for move in t.publishes:
         found += device.cached_in(move.db, move.count)
@@ -188,22 +197,23 @@ def _reserve_room(t: Transaction, needed: int) -> None:
     """Places in the registry, and pages."""
     device, pages = t.device, t.kernel.pages
     assert device is not None
-    if needed and not t.kernel.make_room(needed):
+    if needed and not device.kernel.make_room(needed):
         raise LimitReached("the registry is full of blocks that are dirty, pinned or locked")
     for move in t.allocs:
         data = device.type_of(move.type).data
         if not data or move.flags & _ZERO:
             arena = pages.arena(child_access(t, move.touched.shadow))
             for _ in range(move.count):
-                move.zeroed.append(pages.alloc(arena))
-                t.new_pages.append(move.zeroed[-1])
-    for shadow in t.shadows.values():
+                zeroed = pages.alloc(arena)
+                move.zeroed = noted(move.zeroed, zeroed)
+                t.new_pages = noted(t.new_pages, zeroed)
+    for shadow in t.shadows:
         if shadow.changed and not shadow.fresh and pages.shared(shadow.entry.page):
             arena = pages.arena_of(shadow.entry.page)
             if shadow.plain:  # the copy is xokd's to write: the one who had the page keeps it as it was
                 arena = pages.arena(arena.access)
             shadow.copy_to = pages.alloc(arena)
-            t.new_pages.append(shadow.copy_to)
+            t.new_pages = noted(t.new_pages, shadow.copy_to)
 
 
 def child_access(t: Transaction, shadow: Shadow) -> Access:
@@ -252,11 +262,15 @@ def apply(t: Transaction) -> None:
     registry = device.registry
     shadow: Shadow
     move: Move
+    touched: Touched
     for move in t.allocs:
         apply_alloc(t, device, move)
-    for shadow in t.shadows.values():
+    for shadow in t.shadows:
         if shadow.changed:
             apply_shadow(t, device, shadow)
+    for touched in t.touched:
+        if touched.shadow.changed:
+            remember(touched)
     for move in t.allocs:
         for db in range(move.db, move.db + move.count):
             child = device.get(db)
@@ -268,6 +282,18 @@ def apply(t: Transaction) -> None:
         apply_move(t, device, loser, gainer, db, count)
     for later, sector, earlier, on_sector in t.edges:
         order.add_wait(later, sector, earlier, on_sector)
+    if t.frees:
+        free(t, device)
+    for shadow in t.shadows:
+        recount(shadow.entry)
+        registry.publish(shadow.entry)
+    counters = device.counters
+    counters.count(_TRANSACTIONS, 1)
+    counters.count(_OPERATIONS, t.nops)
+
+
+def free(t: Transaction, device: Device) -> None:
+    """All frees are recorded before the first blocks are free."""
     records = []
     for move in t.frees:
         source = survivor(move.touched, t.freed)
@@ -275,12 +301,6 @@ def apply(t: Transaction) -> None:
     for record in records:
         if not record.conditions:
             device.free_now(record)
-    for shadow in t.shadows.values():
-        order.recount(shadow.entry)
-        registry.publish(shadow.entry)
-    counters = device.counters
-    counters.add("transactions")
-    counters.add("operations", t.nops)
 
 
 def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
@@ -292,7 +312,7 @@ def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
     access = child_access(t, move.touched.shadow)
     for index in range(move.count):
         db = move.db + index
-        child = t.children.get(db)
+        child = t.children.get(db) if t.children else None
         if child is None:
             child = device.new_entry(db, xtype, access)
             device.set_parent(child, parent, move.touched.part)
@@ -319,38 +339,28 @@ def apply_alloc(t: Transaction, device: Device, move: Move) -> None:
         device.registry.publish(child)
 
 
-def copy_sectors(page: Any, new: bytearray, changed: cython.int) -> None:
-    """Sectors `changed` of `new` into the page."""
-    sector: cython.int
-    if cython.compiled:
-        into = cython.declare("Py_buffer")
-        PyObject_GetBuffer(page, cython.address(into), PyBUF_WRITABLE)
-        to: cython.p_char = cython.cast(cython.p_char, into.buf)
-        source: cython.p_char = new
-        for sector in range(8):
-            if changed >> sector & 1:
-                memcpy(to + 512 * sector, source + 512 * sector, 512)
-        PyBuffer_Release(cython.address(into))
-    else:
-        for sector in range(SECTORS):
-            if changed >> sector & 1:
-                at = sector * SECTOR
-                page[at : at + SECTOR] = new[at : at + SECTOR]
+def remember(touched: Touched) -> None:
+    """What the partition's UDFs say of its block from now on, if it is something else."""
+    said = touched.said
+    if (
+        said is None
+        or touched.shadow.fresh
+        or not (touched.after is said[0] and touched.references is said[1] and touched.counts is said[2])
+    ):
+        touched.shadow.entry.memo[touched.part] = (touched.after, touched.references, touched.counts)
 
 
 def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
-    entry, pages = shadow.entry, device.pages
+    entry: Cached = shadow.entry
+    pages: Pages = device.pages
     changed: cython.int = shadow.changed
     sector: cython.int
-    touched: Touched
     charge(t.env, entry)
     if shadow.copy_to != NO_PAGE:
         pages.view(shadow.copy_to)[:] = shadow.bytes
         device.set_page(entry, shadow.copy_to)
     else:
-        copy_sectors(pages.view(entry.page) if shadow.fresh else shadow.before, shadow.bytes, changed)
-    for part, touched in shadow.parts.items():
-        entry.memo[part] = (touched.after, touched.references, touched.counts)
+        pages.put_sectors(entry.page, shadow.bytes, changed)
     if shadow.reading is not None:
         traced.applied(shadow)
     entry.sequence += 1

@@ -13,7 +13,7 @@ cdef class Device:
     cdef public Pages pages
     cdef public Counters counters
     cdef public FreeMap freemap
-    cdef public dict types, roots
+    cdef public dict types, roots, logs
     cdef public list catalogue_frees, moves
     cdef public long long waiting_frees
     cpdef Cached get(self, unsigned long long db)

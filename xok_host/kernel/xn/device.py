@@ -31,6 +31,7 @@ NOBODY: frozenset[int] = frozenset()
 
 _ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
 _BLOCK_LIMIT = cython.declare(cython.ulonglong, BLOCK_LIMIT)
+_DB_MASK = cython.declare(cython.ulonglong, BLOCK_LIMIT - 1)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 _META = cython.declare(cython.uint, int(Flag.META))
 _TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
@@ -58,6 +59,8 @@ class Device:
         self.quarantine = self.pages.arena(nobody, 0, QUARANTINE)
         self.io = DeviceIo(self, self.own_arena)
         self.reports = Reports(self)
+        self.logs = self.reports.logs
+        """Empty, as a rule: then nobody pays for reports."""
         self.catalogue_frees: list[order.WillFree] = []
         self.waiting_frees = 0
         """Blocks on the will-free list."""
@@ -143,9 +146,9 @@ class Device:
 
     def metadata(self, da: cython.ulonglong) -> Cached:
         """The structured block at `da`, in core.  Raises NotInCore or WrongType."""
-        entry = self.get(da >> 12 & (1 << 44) - 1)
+        entry = self.get(da >> 12 & _DB_MASK)
         if entry is None or not entry.flags & _VALID:
-            raise NotInCore(f"block {da >> 12 & (1 << 44) - 1} is not in the registry")
+            raise NotInCore(f"block {da >> 12 & _DB_MASK} is not in the registry")
         if not entry.flags & _META:
             raise WrongType(f"block {entry.db} is not structured metadata")
         return entry

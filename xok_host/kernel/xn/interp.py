@@ -10,12 +10,17 @@ INTERP-4  A run yields at most `max_out` elements of three 64-bit integers.
 INTERP-5  Compiled and uncompiled, every program gives the same results and the same faults at the same instruction.
 INTERP-6  `run_traced` marks exactly the bytes of its window that the run's loads have read.  Loads of other runs cost
           nothing for it: a trace keeps the window that was found last from being remembered, so that every load looks.
+          A run that uses up its budget may have marked what it would have read next, up to the next jump.
+
+Instructions are counted where the program leaves a straight line: at jumps that are taken, at its end and at faults.
+What was executed beyond the budget by then has changed nothing that anybody will see, and the fault is told of the
+instruction at which the budget ended, as if each had been counted by itself.
 
 A program is verified when it is made: opcodes, registers, reserved fields, jumps that stay inside and on instructions,
 known helpers, no way to fall off its end.  What can only be seen while running is a `UdfFault`.
 
-Order of calls: `Program(code)` once (import), then `run` (Python lists), `run_raw` (flat array) or `same_output` (the
-usual question of XN: did the modification leave the output as it was?) as often as wanted.  Runs do not nest and do
+Order of calls: `Program(code)` once (import), then `run` (Python lists), `run_raw` (flat array), `same_output` (did a
+modification leave the output as it was?) or `ask`, XN's usual question, as often as wanted.  Runs do not nest and do
 not release the GIL, so the registers and output space are the program's and the module's own.
 """
 
@@ -30,6 +35,7 @@ import cython
 if cython.compiled:
     from cython.cimports.cpython import array as carray
     from cython.cimports.cpython.buffer import PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+    from cython.cimports.cpython.bytearray import PyByteArray_AS_STRING
     from cython.cimports.libc.string import memcpy, memset
 
 from xok_host.abi.ebpf import BadProgram, Instruction, decode
@@ -55,8 +61,48 @@ _FAULTS = (
 
 Step = cython.struct(op=cython.ushort, width=cython.ushort, dst=cython.ushort, src=cython.ushort, arg=cython.longlong)
 """A decoded instruction.  Immediates have become constants in registers 11 and up, so that one form serves both;
-`arg` is a jump's target or an address offset; `width` the bytes of a load or store, or the helper."""
+`arg` is a jump's target (in `_STRIDE`), an address offset, or a place in the stack; `width` the bytes of a load or
+store, or the helper."""
 _STEP = struct.Struct("=HHHHq")
+_STRIDE = _STEP.size if cython.compiled else 1
+"""What a step counts in `pc`, the targets of jumps and the budget of `_loop`: bytes, so that nothing is multiplied."""
+
+View = cython.struct(
+    window=cython.p_uchar,
+    start=cython.ulonglong,
+    inner=cython.ulonglong,
+    meta=cython.p_uchar,
+    meta_length=cython.ulonglong,
+    new=cython.p_uchar,
+    new_length=cython.ulonglong,
+    context=cython.p_uchar,
+    context_length=cython.ulonglong,
+    windows=cython.p_ulonglong,
+    window_count=cython.int,
+    read=cython.p_uchar,
+    value=cython.ulonglong,
+)
+"""What a run may see.  `windows` restrict META unless `window_count` is negative; `read` is a trace's bits.  The window
+of META that was found last begins at address `start`, its bytes are at `window`, and at each of the first `inner` of
+them eight may be loaded.  `value` is what `_look` has loaded."""
+
+
+class _PureView:
+    """The same, of memoryviews."""
+
+    window: Any
+    start: int
+    inner: int
+    meta: Any
+    meta_length: int
+    new: Any
+    new_length: int
+    context: Any
+    context_length: int
+    windows: Any
+    window_count: int
+    read: Any
+    value: int
 
 
 class _PureStep(NamedTuple):
@@ -81,11 +127,14 @@ _VARIANTS = {
 }
 _TRUNCATE = {16: 0x50, 32: 0x58, 64: 0x60}
 _REVERSE = {16: 0x68, 32: 0x70, 64: 0x78}
+# A word of the stack at a constant address (r10 cannot be written): that it is inside is seen once, when decoding.
+_LOAD_OWN = 0x18
+_STORE_OWN = 0x80
 
 _M64 = (1 << 64) - 1
 _FIRST = cython.declare(bytearray, bytearray(24 * MAX_OUTPUT))
 _SECOND = cython.declare(bytearray, bytearray(24 * MAX_OUTPUT))
-_STACK = cython.declare(bytearray, bytearray(STACK_BYTES))
+_STACK_MEMORY = cython.declare(bytearray, bytearray(STACK_BYTES))
 _NOTHING = b"\0"
 _NO_WORDS = array("Q")
 
@@ -94,6 +143,28 @@ _LOW = cython.declare(cython.ulonglong, 0xFFFF_FFFF)
 _META = cython.declare(cython.ulonglong, META_BASE)
 _STACK_SIZE = cython.declare(cython.ulonglong, STACK_BYTES)
 _STACK_END = cython.declare(cython.ulonglong, STACK_BASE + STACK_BYTES)
+
+
+@cython.cfunc
+def _memory(of: bytearray) -> cython.p_uchar:
+    """Its bytes: compiled, their address."""
+    if cython.compiled:
+        return cython.cast(cython.p_uchar, cython.cast(cython.p_char, of))
+    else:
+        return of
+
+
+@cython.cfunc
+def _words(of: bytearray) -> cython.p_ulonglong:
+    """Its words of 64 bits."""
+    if cython.compiled:
+        return cython.cast(cython.p_ulonglong, cython.cast(cython.p_char, of))
+    else:
+        return memoryview(of).cast("Q")
+
+
+_STACK = _memory(_STACK_MEMORY)
+_OUT = _words(_FIRST)
 
 
 class UdfFault(UdfFailed):
@@ -221,15 +292,60 @@ def _reverse(value: cython.ulonglong, width: cython.int) -> cython.ulonglong:
 
 @cython.cfunc
 @cython.exceptval(check=False)
-def _mark(read: bytearray, at: cython.ulonglong, width: cython.int) -> cython.void:
+def _mark(read: cython.p_uchar, at: cython.ulonglong, width: cython.ulonglong) -> cython.void:
     """Set `width` bits from bit `at` on."""
     k: cython.ulonglong
-    if cython.compiled:
-        bits: cython.p_uchar = cython.cast(cython.p_uchar, cython.cast(cython.p_char, read))
-    else:
-        bits = read
     for k in range(at, at + width):
-        bits[k >> 3] |= 1 << (k & 7)
+        read[k >> 3] |= 1 << (k & 7)
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def _look(view: cython.pointer[View], address: cython.ulonglong, width: cython.ulonglong) -> cython.bint:
+    """INTERP-3: whether the run may load these bytes; if so they are in `view.value`."""
+    memory: cython.p_uchar
+    region: cython.ulonglong = address >> 32
+    at: cython.ulonglong = address & _LOW
+    low: cython.ulonglong = 0
+    high: cython.ulonglong = 0
+    k: cython.int
+    if region == 1:
+        if view.window_count < 0:
+            high = view.meta_length
+        for k in range(view.window_count):
+            if at >= view.windows[2 * k] and at + width <= view.windows[2 * k + 1]:
+                low = view.windows[2 * k]
+                high = view.windows[2 * k + 1]
+                break
+        if at < low or at + width > high or high > view.meta_length:
+            return False
+        memory = view.meta
+        if view.read:
+            _mark(view.read, at - low, width)  # and the window is not remembered, so that the next load comes here too
+        else:
+            if cython.compiled:
+                view.window = memory + low
+            else:
+                view.window = memory[low:]
+            view.start = _META + low
+            view.inner = high - low - 7 if high - low > 7 else 0
+    elif region == 2 and at + width <= _STACK_SIZE:
+        memory = _STACK
+    elif region == 3 and at + width <= view.new_length:
+        memory = view.new
+    elif region == 4 and at + width <= view.context_length:
+        memory = view.context
+    else:
+        return False
+    if width == 8:
+        view.value = _get64(memory, at)
+    elif width == 4:
+        view.value = _get32(memory, at)
+    elif width == 2:
+        view.value = _get16(memory, at)
+    else:
+        view.value = memory[at]
+    return True
 
 
 def verify(code: bytes) -> list[Instruction]:
@@ -295,6 +411,11 @@ class _Decoder:
     def _step(self, i: Instruction, form: str, target: int) -> _PureStep:
         code = i.code
         width = {0x00: 4, 0x08: 2, 0x10: 1, 0x18: 8}[code & 0x18]
+        own = STACK_BYTES + i.offset
+        if code == 0x79 and i.src == 10 and 0 <= own <= STACK_BYTES - 8:
+            return _PureStep(_LOAD_OWN, 8, i.dst, 0, own)
+        if code == 0x7B and i.dst == 10 and 0 <= own <= STACK_BYTES - 8:
+            return _PureStep(_STORE_OWN, 8, 0, i.src, own)
         if form == "wide":
             return _PureStep(0xBF, 0, i.dst, self._constant(i.imm), 0)
         if form == "alu_k":
@@ -305,11 +426,11 @@ class _Decoder:
             table = _TRUNCATE if i.opcode.name == "le" else _REVERSE
             return _PureStep(table[i.imm], 0, i.dst, 0, 0)
         if form == "branch_k":
-            return _PureStep(code | 8, 0, i.dst, self._constant(i.imm), target)
+            return _PureStep(code | 8, 0, i.dst, self._constant(i.imm), target * _STRIDE)
         if form == "branch_x":
-            return _PureStep(code, 0, i.dst, i.src, target)
+            return _PureStep(code, 0, i.dst, i.src, target * _STRIDE)
         if form in ("jump", "jump_long"):
-            return _PureStep(0x05, 0, 0, 0, target)
+            return _PureStep(0x05, 0, 0, 0, target * _STRIDE)
         if form == "call":
             self.helpers.add(i.imm)
             return _PureStep(code, i.imm, 0, 0, 0)
@@ -341,9 +462,11 @@ class Program:
         if cython.compiled:
             self._steps = b"".join([_STEP.pack(*step) for step in decoder.steps])
             self._registers = bytearray(struct.pack(f"={len(registers)}Q", *registers))
+            self._code = cython.cast(cython.p_char, cython.cast(bytes, self._steps))
+            self._first = _words(self._registers)
         else:
-            self._steps = decoder.steps
-            self._registers = registers
+            self._steps = self._code = decoder.steps
+            self._registers = self._first = registers
 
     def run(
         self,
@@ -418,37 +541,36 @@ class Program:
         part: cython.ulonglong,
         r5: cython.ulonglong,
         windows: array[int],
-    ) -> array[int]:
-        """`run_raw` with nothing but the windows of one partition: what verification does all the time."""
+    ) -> cython.int:
+        """A run that sees the windows of one partition, which verification makes all the time.  Gives how many triples
+        it emitted; they are at `output` until the next run.  Raises UdfFault."""
+        reason: cython.int
         if cython.compiled:
             shown = cython.declare("Py_buffer")
+            view = cython.declare(View)
             edges: carray.array = windows
+            view.start = view.inner = 0
+            view.new = view.context = view.read = cython.NULL
+            view.new_length = view.context_length = 0
+            view.windows = edges.data.as_ulonglongs
+            view.window_count = len(edges) // 2
             self.executed = 0
-            PyObject_GetBuffer(meta, cython.address(shown), PyBUF_SIMPLE)
-            reason: cython.int = self._loop(
-                cython.cast(cython.p_ulonglong, cython.cast(cython.p_char, _FIRST)),
-                cython.cast(cython.p_uchar, shown.buf),
-                shown.len,
-                cython.NULL,
-                0,
-                cython.NULL,
-                0,
-                edges.data.as_ulonglongs,
-                len(edges) // 2,
-                part,
-                0,
-                r5,
-                BUDGET,
-                MAX_OUTPUT,
-            )
-            PyBuffer_Release(cython.address(shown))
+            if type(meta) is bytearray:
+                view.meta = cython.cast(cython.p_uchar, PyByteArray_AS_STRING(meta))
+                view.meta_length = len(cython.cast(bytearray, meta))
+                reason = _loop(self, cython.address(view), _OUT, part, 0, r5, BUDGET, MAX_OUTPUT)
+            else:
+                PyObject_GetBuffer(meta, cython.address(shown), PyBUF_SIMPLE)
+                view.meta = cython.cast(cython.p_uchar, shown.buf)
+                view.meta_length = shown.len
+                reason = _loop(self, cython.address(view), _OUT, part, 0, r5, BUDGET, MAX_OUTPUT)
+                PyBuffer_Release(cython.address(shown))
             if reason:
                 raise UdfFault(_FAULTS[reason], self._pc)
-            out: carray.array = carray.clone(cython.cast(carray.array, _NO_WORDS), 3 * self._count, False)
-            memcpy(out.data.as_voidptr, cython.cast(cython.p_char, _FIRST), 24 * self._count)
-            return out
         else:
-            return self.run_raw(meta, part, r5=r5, windows=windows)
+            self.executed = 0
+            self._start(_FIRST, meta, part, None, None, 0, r5, BUDGET, MAX_OUTPUT, windows)
+        return self._count
 
     def same_output(
         self,
@@ -499,6 +621,7 @@ class Program:
             raise ValueError(f"max_out {max_out}, at most {MAX_OUTPUT}")
         reason: cython.int
         if cython.compiled:
+            view = cython.declare(View)
             held: cython.int = 0
             first = cython.declare("Py_buffer")
             second = cython.declare("Py_buffer")
@@ -513,22 +636,17 @@ class Program:
                 held = 3
                 PyObject_GetBuffer(_NOTHING if context is None else context, cython.address(fourth), PyBUF_SIMPLE)
                 held = 4
-                reason = self._loop(
-                    cython.cast(cython.p_ulonglong, cython.cast(cython.p_char, out)),
-                    cython.cast(cython.p_uchar, first.buf),
-                    first.len,
-                    cython.cast(cython.p_uchar, second.buf),
-                    0 if new is None else second.len,
-                    cython.cast(cython.p_uchar, fourth.buf),
-                    0 if context is None else fourth.len,
-                    cython.cast(cython.p_ulonglong, third.buf),
-                    -1 if windows is None else third.len // 16,
-                    part,
-                    r4,
-                    r5,
-                    budget,
-                    max_out,
-                )
+                view.start = view.inner = 0
+                view.meta = cython.cast(cython.p_uchar, first.buf)
+                view.meta_length = first.len
+                view.new = cython.cast(cython.p_uchar, second.buf)
+                view.new_length = 0 if new is None else second.len
+                view.windows = cython.cast(cython.p_ulonglong, third.buf)
+                view.window_count = -1 if windows is None else third.len // 16
+                view.context = cython.cast(cython.p_uchar, fourth.buf)
+                view.context_length = 0 if context is None else fourth.len
+                view.read = cython.NULL if self._trace is None else _memory(self._trace)
+                reason = _loop(self, cython.address(view), _words(out), part, r4, r5, budget, max_out)
             finally:
                 if held > 0:
                     PyBuffer_Release(cython.address(first))
@@ -539,317 +657,383 @@ class Program:
                 if held > 3:
                     PyBuffer_Release(cython.address(fourth))
         else:
-            view = memoryview(meta).cast("B")
-            proposed = memoryview(_NOTHING if new is None else new).cast("B")
-            shown = memoryview(_NOTHING if context is None else context).cast("B")
-            reason = self._loop(
-                memoryview(out).cast("Q"),
-                view,
-                len(view),
-                proposed,
-                0 if new is None else len(proposed),
-                shown,
-                0 if context is None else len(shown),
-                windows,
-                -1 if windows is None else len(windows) // 2,
-                part & _M64,
-                r4 & _M64,
-                r5 & _M64,
-                budget,
-                max_out,
-            )
+            view = _PureView()
+            view.start = view.inner = 0
+            view.meta = memoryview(meta).cast("B")
+            view.meta_length = len(view.meta)
+            view.new = memoryview(_NOTHING if new is None else new).cast("B")
+            view.new_length = 0 if new is None else len(view.new)
+            view.windows = windows
+            view.window_count = -1 if windows is None else len(windows) // 2
+            view.context = memoryview(_NOTHING if context is None else context).cast("B")
+            view.context_length = 0 if context is None else len(view.context)
+            view.read = self._trace
+            reason = _loop(self, view, _words(out), part & _M64, r4 & _M64, r5 & _M64, budget, max_out)
         if reason:
             raise UdfFault(_FAULTS[reason], self._pc)
 
-    def _loop(
-        self,
-        out: cython.p_ulonglong,
-        meta: cython.p_uchar,
-        meta_length: cython.ulonglong,
-        new: cython.p_uchar,
-        new_length: cython.ulonglong,
-        context: cython.p_uchar,
-        context_length: cython.ulonglong,
-        windows: cython.p_ulonglong,
-        window_count: cython.int,
-        part: cython.ulonglong,
-        r4: cython.ulonglong,
-        r5: cython.ulonglong,
-        budget: cython.longlong,
-        max_out: cython.int,
-    ) -> cython.int:
-        """The interpreter proper: gives an index into `_FAULTS`."""
-        memory: cython.p_uchar
-        stack: cython.p_uchar
-        op: cython.int
-        width: cython.int
-        k: cython.int
-        reason: cython.int = 0
-        count: cython.int = 0
-        pc: cython.longlong = 0
-        left: cython.longlong = budget
-        low: cython.ulonglong = 0
-        high: cython.ulonglong = meta_length
-        a: cython.ulonglong
-        b: cython.ulonglong
-        at: cython.ulonglong
-        region: cython.ulonglong
-        if cython.compiled:
-            regs: cython.p_ulonglong = cython.cast(cython.p_ulonglong, cython.cast(cython.p_char, self._registers))
-            steps: cython.pointer[Step] = cython.cast(cython.pointer(Step), cython.cast(cython.p_char, self._steps))
-            s: cython.pointer[Step]
-            stack = cython.cast(cython.p_uchar, cython.cast(cython.p_char, _STACK))
-            memset(stack, 0, _STACK_SIZE)
-        else:
-            regs = self._registers
-            steps = self._steps
-            stack = _STACK
-            stack[:] = bytes(STACK_BYTES)
-        regs[0] = 0
-        regs[1] = _META
-        regs[2] = meta_length
-        regs[3] = part
-        regs[4] = r4
-        regs[5] = r5
-        for k in range(6, 10):
-            regs[k] = 0
-        regs[10] = _STACK_END
-        if window_count >= 0:
-            high = 0
-        traced: cython.bint = self._trace is not None
 
-        while True:
-            if left <= 0:
-                reason = 3
-                break
-            left -= 1
-            if cython.compiled:
-                s = cython.address(steps[pc])
+@cython.cfunc
+@cython.exceptval(check=False)
+def output() -> cython.p_ulonglong:
+    """Where the triples of the last `Program.ask` are."""
+    return _OUT
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
+def _loop(
+    program: Program,
+    view: cython.pointer[View],
+    out: cython.p_ulonglong,
+    part: cython.ulonglong,
+    r4: cython.ulonglong,
+    r5: cython.ulonglong,
+    budget: cython.longlong,
+    max_out: cython.int,
+) -> cython.int:
+    """The interpreter proper: gives an index into `_FAULTS`."""
+    op: cython.uchar
+    width: cython.int
+    k: cython.int
+    reason: cython.int = 0
+    count: cython.int = 0
+    pc: cython.longlong = 0
+    begin: cython.longlong = 0  # of the straight line that is being executed
+    left: cython.longlong = budget * cython.sizeof(Step)  # before that line
+    a: cython.ulonglong
+    b: cython.ulonglong
+    at: cython.ulonglong
+    regs: cython.p_ulonglong = program._first
+    code: cython.p_char = program._code
+    if cython.compiled:
+        s: cython.pointer[Step]
+        memset(_STACK, 0, _STACK_SIZE)
+    else:
+        _STACK[:] = bytes(STACK_BYTES)
+    regs[0] = 0
+    regs[1] = _META
+    regs[2] = view.meta_length
+    regs[3] = part
+    regs[4] = r4
+    regs[5] = r5
+    for k in range(6, 10):
+        regs[k] = 0
+    regs[10] = _STACK_END
+    if budget <= 0:
+        program._pc = -1
+        return 3
+
+    while True:
+        if cython.compiled:
+            s = cython.cast(cython.pointer(Step), code + pc)
+        else:
+            s = code[pc]
+        pc += cython.sizeof(Step)
+        op = s.op
+        # Both operands for every instruction: reading them is cheaper than deciding whether they are needed.
+        a = regs[s.dst]
+        b = regs[s.src]
+        if op == 0x0F:  # add64
+            regs[s.dst] = _u64(a + b)
+        elif op == 0xBF:  # mov64
+            regs[s.dst] = b
+        elif op == 0x18:  # _LOAD_OWN
+            regs[s.dst] = _get64(_STACK, s.arg)
+        # Loads: of the window that was found last at once, all others by looking.
+        elif op == 0x79:  # ldx64
+            at = _u64(b + s.arg - view.start)
+            if at < view.inner:
+                regs[s.dst] = _get64(view.window, at)
+            elif _look(view, _u64(b + s.arg), 8):
+                regs[s.dst] = view.value
             else:
-                s = steps[pc]
-            pc += 1
-            op = s.op
-            # Both operands for every instruction: reading them is cheaper than deciding whether they are needed.
-            a = regs[s.dst]
-            b = regs[s.src]
-            if op == 0x0F:  # add64
-                regs[s.dst] = _u64(a + b)
-            elif op == 0xBF:  # mov64
-                regs[s.dst] = b
-            elif op == 0x61 or op == 0x69 or op == 0x71 or op == 0x79 or op == 0x81 or op == 0x89 or op == 0x91:
-                # Loads: width bytes, zero-extended, or (ldsx: 0x81, 0x89, 0x91) sign-extended.
-                width = s.width
-                at = _u64(b + s.arg)
-                region = at >> 32
-                at = at & _LOW
-                if region == 1:
-                    if at < low or at + width > high:
-                        for k in range(window_count):
-                            if at >= windows[2 * k] and at + width <= windows[2 * k + 1]:
-                                low = windows[2 * k]
-                                high = windows[2 * k + 1]
-                                break
-                        if at < low or at + width > high or high > meta_length:
-                            reason = 1
-                            break
-                        if traced:
-                            _mark(self._trace, at - low, width)
-                            low = high = 0  # so that the next load is seen here as well
-                    memory = meta
-                elif region == 2:
-                    if at + width > _STACK_SIZE:
-                        reason = 1
-                        break
-                    memory = stack
-                elif region == 3 and at + width <= new_length:
-                    memory = new
-                elif region == 4 and at + width <= context_length:
-                    memory = context
-                else:
-                    reason = 1
-                    break
-                if width == 8:
-                    a = _get64(memory, at)
-                elif width == 4:
-                    a = _get32(memory, at)
-                elif width == 2:
-                    a = _get16(memory, at)
-                else:
-                    a = memory[at]
-                if op > 0x80:
-                    a = _u64(_extend(a, 8 * width))
-                regs[s.dst] = a
-            elif op == 0x63 or op == 0x6B or op == 0x73 or op == 0x7B:  # stores
-                width = s.width
-                at = _u64(a + s.arg)
-                if at >> 32 != 2 or (at & _LOW) + width > _STACK_SIZE:
-                    reason = 2
-                    break
-                _put(stack, at & _LOW, b, width)
-            elif op == 0x1D:  # jeq
-                if a == b:
-                    pc = s.arg
-            elif op == 0x5D:  # jne
-                if a != b:
-                    pc = s.arg
-            elif op == 0xAD:  # jlt
-                if a < b:
-                    pc = s.arg
-            elif op == 0xBD:  # jle
-                if a <= b:
-                    pc = s.arg
-            elif op == 0x2D:  # jgt
-                if a > b:
-                    pc = s.arg
-            elif op == 0x3D:  # jge
-                if a >= b:
-                    pc = s.arg
-            elif op == 0x4D:  # jset
-                if a & b:
-                    pc = s.arg
-            elif op == 0xCD:  # jslt
-                if _s64(a) < _s64(b):
-                    pc = s.arg
-            elif op == 0xDD:  # jsle
-                if _s64(a) <= _s64(b):
-                    pc = s.arg
-            elif op == 0x6D:  # jsgt
-                if _s64(a) > _s64(b):
-                    pc = s.arg
-            elif op == 0x7D:  # jsge
-                if _s64(a) >= _s64(b):
-                    pc = s.arg
-            elif op == 0x05:  # ja, jal
-                pc = s.arg
-            elif op == 0x85:  # call
-                if count >= max_out:
-                    reason = 4
-                    break
-                # emit(block, count, type); emit_ref(da) and emit_cap(capability, rights) leave the rest fixed.
-                out[3 * count] = regs[1]
-                out[3 * count + 1] = 1 if s.width == 2 else regs[2]
-                out[3 * count + 2] = regs[3] if s.width == 1 else 0
-                count += 1
-                for k in range(6):
-                    regs[k] = 0
-            elif op == 0x95:  # exit
+                reason = 1
                 break
-            elif op == 0x1F:  # sub64
-                regs[s.dst] = _u64(a - b)
-            elif op == 0x2F:  # mul64
-                regs[s.dst] = _u64(a * b)
-            elif op == 0x3F:  # div64
-                regs[s.dst] = a // b if b else 0
-            elif op == 0x9F:  # mod64
-                regs[s.dst] = a % b if b else a
-            elif op == 0x00:  # sdiv64
-                regs[s.dst] = _sdiv(a, b)
-            elif op == 0x08:  # smod64
-                regs[s.dst] = _smod(a, b)
-            elif op == 0x4F:  # or64
-                regs[s.dst] = a | b
-            elif op == 0x5F:  # and64
-                regs[s.dst] = a & b
-            elif op == 0xAF:  # xor64
-                regs[s.dst] = a ^ b
-            elif op == 0x6F:  # lsh64
-                regs[s.dst] = _u64(a << (b & 63))
-            elif op == 0x7F:  # rsh64
-                regs[s.dst] = a >> (b & 63)
-            elif op == 0xCF:  # arsh64
-                regs[s.dst] = _u64(_s64(a) >> (b & 63))
-            elif op == 0x87:  # neg64
-                regs[s.dst] = _u64(0 - a)
-            elif op == 0x28:  # movsx64 from 8
-                regs[s.dst] = _u64(_extend(b, 8))
-            elif op == 0x30:  # movsx64 from 16
-                regs[s.dst] = _u64(_extend(b, 16))
-            elif op == 0x38:  # movsx64 from 32
-                regs[s.dst] = _u64(_extend(b, 32))
-            elif op == 0x0C:  # add32, and so on: operands and results are the low halves, the upper half becomes 0
-                regs[s.dst] = (a + b) & _LOW
-            elif op == 0x1C:  # sub32
-                regs[s.dst] = (a - b) & _LOW
-            elif op == 0x2C:  # mul32
-                regs[s.dst] = (a * b) & _LOW
-            elif op == 0x3C:  # div32
-                b = b & _LOW
-                regs[s.dst] = (a & _LOW) // b if b else 0
-            elif op == 0x9C:  # mod32
-                a = a & _LOW
-                b = b & _LOW
-                regs[s.dst] = a % b if b else a
-            elif op == 0x10:  # sdiv32
-                regs[s.dst] = _sdiv(_u64(_extend(a, 32)), _u64(_extend(b, 32))) & _LOW
-            elif op == 0x20:  # smod32
-                regs[s.dst] = _smod(_u64(_extend(a, 32)), _u64(_extend(b, 32))) & _LOW
-            elif op == 0x4C:  # or32
-                regs[s.dst] = (a | b) & _LOW
-            elif op == 0x5C:  # and32
-                regs[s.dst] = a & b & _LOW
-            elif op == 0xAC:  # xor32
-                regs[s.dst] = (a ^ b) & _LOW
-            elif op == 0x6C:  # lsh32
-                regs[s.dst] = (a << (b & 31)) & _LOW
-            elif op == 0x7C:  # rsh32
-                regs[s.dst] = (a & _LOW) >> (b & 31)
-            elif op == 0xCC:  # arsh32
-                regs[s.dst] = (_extend(a, 32) >> (b & 31)) & _LOW
-            elif op == 0x84:  # neg32
-                regs[s.dst] = (0 - a) & _LOW
-            elif op == 0xBC:  # mov32
-                regs[s.dst] = b & _LOW
-            elif op == 0x40:  # movsx32 from 8
-                regs[s.dst] = _extend(b, 8) & _LOW
-            elif op == 0x48:  # movsx32 from 16
-                regs[s.dst] = _extend(b, 16) & _LOW
-            elif op == 0x50:  # le16: the machine of a UDF is little-endian, so only the truncation remains
-                regs[s.dst] = a & 0xFFFF
-            elif op == 0x58:  # le32
-                regs[s.dst] = a & _LOW
-            elif op == 0x60:  # le64
-                pass
-            elif op == 0x68:  # be16, bswap16
-                regs[s.dst] = _reverse(a, 2)
-            elif op == 0x70:  # be32, bswap32
-                regs[s.dst] = _reverse(a, 4)
-            elif op == 0x78:  # be64, bswap64
-                regs[s.dst] = _reverse(a, 8)
-            elif op == 0x1E:  # jeq32
-                if (a ^ b) & _LOW == 0:
-                    pc = s.arg
-            elif op == 0x5E:  # jne32
-                if (a ^ b) & _LOW:
-                    pc = s.arg
-            elif op == 0xAE:  # jlt32
-                if a & _LOW < b & _LOW:
-                    pc = s.arg
-            elif op == 0xBE:  # jle32
-                if a & _LOW <= b & _LOW:
-                    pc = s.arg
-            elif op == 0x2E:  # jgt32
-                if a & _LOW > b & _LOW:
-                    pc = s.arg
-            elif op == 0x3E:  # jge32
-                if a & _LOW >= b & _LOW:
-                    pc = s.arg
-            elif op == 0x4E:  # jset32
-                if a & b & _LOW:
-                    pc = s.arg
-            elif op == 0xCE:  # jslt32
-                if _extend(a, 32) < _extend(b, 32):
-                    pc = s.arg
-            elif op == 0xDE:  # jsle32
-                if _extend(a, 32) <= _extend(b, 32):
-                    pc = s.arg
-            elif op == 0x6E:  # jsgt32
-                if _extend(a, 32) > _extend(b, 32):
-                    pc = s.arg
-            else:  # jsge32 (0x7E): verification let nothing else through
-                if _extend(a, 32) >= _extend(b, 32):
-                    pc = s.arg
-        self._pc = pc - 1
-        self._count = count
-        self._r0 = regs[0]
-        self.executed += budget - left
-        return reason
+        elif op == 0x61:  # ldx32
+            at = _u64(b + s.arg - view.start)
+            if at < view.inner:
+                regs[s.dst] = _get32(view.window, at)
+            elif _look(view, _u64(b + s.arg), 4):
+                regs[s.dst] = view.value
+            else:
+                reason = 1
+                break
+        elif op == 0x69:  # ldx16
+            at = _u64(b + s.arg - view.start)
+            if at < view.inner:
+                regs[s.dst] = _get16(view.window, at)
+            elif _look(view, _u64(b + s.arg), 2):
+                regs[s.dst] = view.value
+            else:
+                reason = 1
+                break
+        elif op == 0x71:  # ldx8
+            at = _u64(b + s.arg - view.start)
+            if at < view.inner:
+                regs[s.dst] = view.window[at]
+            elif _look(view, _u64(b + s.arg), 1):
+                regs[s.dst] = view.value
+            else:
+                reason = 1
+                break
+        elif op == 0x81 or op == 0x89 or op == 0x91:  # ldsx: sign-extended
+            if not _look(view, _u64(b + s.arg), s.width):
+                reason = 1
+                break
+            regs[s.dst] = _u64(_extend(view.value, 8 * s.width))
+        elif op == 0x80:  # _STORE_OWN
+            _put(_STACK, s.arg, b, 8)
+        elif op == 0x63 or op == 0x6B or op == 0x73 or op == 0x7B:  # stores
+            width = s.width
+            at = _u64(a + s.arg)
+            if at >> 32 != 2 or (at & _LOW) + width > _STACK_SIZE:
+                reason = 2
+                break
+            _put(_STACK, at & _LOW, b, width)
+        elif op == 0x1D:  # jeq
+            if a == b:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x5D:  # jne
+            if a != b:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xAD:  # jlt
+            if a < b:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xBD:  # jle
+            if a <= b:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x2D:  # jgt
+            if a > b:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x3D:  # jge
+            if a >= b:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x4D:  # jset
+            if a & b:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xCD:  # jslt
+            if _s64(a) < _s64(b):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xDD:  # jsle
+            if _s64(a) <= _s64(b):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x6D:  # jsgt
+            if _s64(a) > _s64(b):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x7D:  # jsge
+            if _s64(a) >= _s64(b):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x05:  # ja, jal
+            left -= pc - begin
+            if left <= 0:
+                break
+            pc = begin = s.arg
+        elif op == 0x85:  # call
+            if count >= max_out:
+                reason = 4
+                break
+            # emit(block, count, type); emit_ref(da) and emit_cap(capability, rights) leave the rest fixed.
+            out[3 * count] = regs[1]
+            out[3 * count + 1] = 1 if s.width == 2 else regs[2]
+            out[3 * count + 2] = regs[3] if s.width == 1 else 0
+            count += 1
+            for k in range(6):
+                regs[k] = 0
+        elif op == 0x95:  # exit
+            break
+        elif op == 0x1F:  # sub64
+            regs[s.dst] = _u64(a - b)
+        elif op == 0x2F:  # mul64
+            regs[s.dst] = _u64(a * b)
+        elif op == 0x3F:  # div64
+            regs[s.dst] = a // b if b else 0
+        elif op == 0x9F:  # mod64
+            regs[s.dst] = a % b if b else a
+        elif op == 0x00:  # sdiv64
+            regs[s.dst] = _sdiv(a, b)
+        elif op == 0x08:  # smod64
+            regs[s.dst] = _smod(a, b)
+        elif op == 0x4F:  # or64
+            regs[s.dst] = a | b
+        elif op == 0x5F:  # and64
+            regs[s.dst] = a & b
+        elif op == 0xAF:  # xor64
+            regs[s.dst] = a ^ b
+        elif op == 0x6F:  # lsh64
+            regs[s.dst] = _u64(a << (b & 63))
+        elif op == 0x7F:  # rsh64
+            regs[s.dst] = a >> (b & 63)
+        elif op == 0xCF:  # arsh64
+            regs[s.dst] = _u64(_s64(a) >> (b & 63))
+        elif op == 0x87:  # neg64
+            regs[s.dst] = _u64(0 - a)
+        elif op == 0x28:  # movsx64 from 8
+            regs[s.dst] = _u64(_extend(b, 8))
+        elif op == 0x30:  # movsx64 from 16
+            regs[s.dst] = _u64(_extend(b, 16))
+        elif op == 0x38:  # movsx64 from 32
+            regs[s.dst] = _u64(_extend(b, 32))
+        elif op == 0x0C:  # add32, and so on: operands and results are the low halves, the upper half becomes 0
+            regs[s.dst] = (a + b) & _LOW
+        elif op == 0x1C:  # sub32
+            regs[s.dst] = (a - b) & _LOW
+        elif op == 0x2C:  # mul32
+            regs[s.dst] = (a * b) & _LOW
+        elif op == 0x3C:  # div32
+            b = b & _LOW
+            regs[s.dst] = (a & _LOW) // b if b else 0
+        elif op == 0x9C:  # mod32
+            a = a & _LOW
+            b = b & _LOW
+            regs[s.dst] = a % b if b else a
+        elif op == 0x10:  # sdiv32
+            regs[s.dst] = _sdiv(_u64(_extend(a, 32)), _u64(_extend(b, 32))) & _LOW
+        elif op == 0x20:  # smod32
+            regs[s.dst] = _smod(_u64(_extend(a, 32)), _u64(_extend(b, 32))) & _LOW
+        elif op == 0x4C:  # or32
+            regs[s.dst] = (a | b) & _LOW
+        elif op == 0x5C:  # and32
+            regs[s.dst] = a & b & _LOW
+        elif op == 0xAC:  # xor32
+            regs[s.dst] = (a ^ b) & _LOW
+        elif op == 0x6C:  # lsh32
+            regs[s.dst] = (a << (b & 31)) & _LOW
+        elif op == 0x7C:  # rsh32
+            regs[s.dst] = (a & _LOW) >> (b & 31)
+        elif op == 0xCC:  # arsh32
+            regs[s.dst] = (_extend(a, 32) >> (b & 31)) & _LOW
+        elif op == 0x84:  # neg32
+            regs[s.dst] = (0 - a) & _LOW
+        elif op == 0xBC:  # mov32
+            regs[s.dst] = b & _LOW
+        elif op == 0x40:  # movsx32 from 8
+            regs[s.dst] = _extend(b, 8) & _LOW
+        elif op == 0x48:  # movsx32 from 16
+            regs[s.dst] = _extend(b, 16) & _LOW
+        elif op == 0x50:  # le16: the machine of a UDF is little-endian, so only the truncation remains
+            regs[s.dst] = a & 0xFFFF
+        elif op == 0x58:  # le32
+            regs[s.dst] = a & _LOW
+        elif op == 0x60:  # le64
+            pass
+        elif op == 0x68:  # be16, bswap16
+            regs[s.dst] = _reverse(a, 2)
+        elif op == 0x70:  # be32, bswap32
+            regs[s.dst] = _reverse(a, 4)
+        elif op == 0x78:  # be64, bswap64
+            regs[s.dst] = _reverse(a, 8)
+        elif op == 0x1E:  # jeq32
+            if (a ^ b) & _LOW == 0:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x5E:  # jne32
+            if (a ^ b) & _LOW:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xAE:  # jlt32
+            if a & _LOW < b & _LOW:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xBE:  # jle32
+            if a & _LOW <= b & _LOW:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x2E:  # jgt32
+            if a & _LOW > b & _LOW:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x3E:  # jge32
+            if a & _LOW >= b & _LOW:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x4E:  # jset32
+            if a & b & _LOW:
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xCE:  # jslt32
+            if _extend(a, 32) < _extend(b, 32):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xDE:  # jsle32
+            if _extend(a, 32) <= _extend(b, 32):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0x6E:  # jsgt32
+            if _extend(a, 32) > _extend(b, 32):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+        elif op == 0xFF:  # not an instruction: with it, the cases reach over all bytes, and C needs no check of `op`
+            pass
+        else:  # jsge32 (0x7E): verification let nothing else through
+            if _extend(a, 32) >= _extend(b, 32):
+                left -= pc - begin
+                if left <= 0:
+                    break
+                pc = begin = s.arg
+    if left > 0:  # it ended within a line
+        left -= pc - begin
+        if left < 0:
+            reason = 3
+            pc += left
+    else:  # at a jump, with the budget used up
+        reason = 3
+        pc = pc + left if left else s.arg
+    program._pc = pc // cython.sizeof(Step) - 1
+    program._count = count
+    program._r0 = regs[0]
+    program.executed += budget - (left // cython.sizeof(Step) if left > 0 else 0)
+    return reason

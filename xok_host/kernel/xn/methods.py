@@ -18,15 +18,19 @@ METHODS_BUDGET = 1 << 22
 
 def approve(t: Transaction) -> None:
     """TXN-7.  Raises Refused, or UdfFailed when a method faults."""
-    asked: list[Shadow] = []
     shadow: Shadow
     xtype: XnType
-    for shadow in t.shadows.values():
+    for shadow in t.shadows:
         xtype = shadow.entry.xtype
         if shadow.changed and xtype.method_program is not None:
-            asked.append(shadow)
-    if not asked:
+            break
+    else:
         return
+    asked = [
+        shadow
+        for shadow in t.shadows
+        if shadow.changed and shadow.entry.xtype is not None and shadow.entry.xtype.method_program is not None
+    ]
     context = _context(t)
     spent = 0
     for shadow in asked:
@@ -34,7 +38,7 @@ def approve(t: Transaction) -> None:
         program = xtype.method_program
         assert program is not None
         _header(t, shadow, context)
-        parts = [p for p, touched in shadow.parts.items() if shadow.changed >> touched.sector & 1]
+        parts = [touched.part for touched in t.parts(shadow) if shadow.changed >> touched.sector & 1]
         if shadow.loose:
             parts.append(NO_PARTITION)
         for part in parts:
@@ -61,9 +65,9 @@ def _context(t: Transaction) -> bytearray:
     out = bytearray(BLOCK * (1 + len(t.witnesses)))
     device = t.device
     for index, key in enumerate(t.witnesses):
-        shadow = t.shadows.get(key)
+        shadow = t.shadow(key)
         db = key & (1 << 44) - 1
-        child = t.children.get(db)
+        child = t.children.get(db) if t.children else None
         entry = child if child is not None else t.kernel.registry[key]
         parent, sector = _parent(t, entry)
         WITNESS.pack_into(

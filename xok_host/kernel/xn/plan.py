@@ -6,7 +6,7 @@ from xok_host.abi.errors import BogusUpdate
 from xok_host.abi.types import TYPE_XN_DB, Flag
 from xok_host.kernel.xn import order, udf
 from xok_host.kernel.xn.registry import Cached
-from xok_host.kernel.xn.shadow import Touched, Transaction, survivor
+from xok_host.kernel.xn.shadow import Touched, Transaction, noted, survivor
 
 _META = int(Flag.META)
 _TEMPORARY = int(Flag.TEMPORARY)
@@ -16,22 +16,24 @@ def order_of(t: Transaction) -> None:
     """The waits to add, as (block, sector, on block, on sector), and that they close no cycle (ORDER-7)."""
     device = t.device
     assert device is not None
-    if device.reports.logs:
+    if device.logs:
         device.reports.check(t)
+    if not (t.allocs or t.frees or t.moved or t.reference_order):
+        return  # all that leads anywhere leads there still
     for move in t.allocs:
         parent = move.touched.shadow.entry
         assert parent.xtype is not None
         for db in range(move.db, move.db + move.count):
-            child = t.children.get(db)
+            child = t.children.get(db) if t.children else None
             if child is not None:
                 device.set_parent(child, parent, move.touched.part)
                 child.linked = child.anchored = False
-    freed = t.freed
+    freed: dict[int, Touched] = {}
     for move in t.frees:
         for entry in device.cached_in(move.db, move.count):
             if entry.flags & _META:
                 freed[entry.key] = move.touched
-    edges = t.edges
+    t.freed = freed
     if t.moved:
         no_circle(t)
     for loser, gainer, db, count in t.moved:
@@ -50,7 +52,7 @@ def order_of(t: Transaction) -> None:
                     f"block {block} would be lost if a crash came between its leaving sector {loser.sector} of "
                     f"block {loser.shadow.entry.db} and its arrival: metadata moves within a sector, or below it"
                 )
-        edges.append((entry, gainer.sector, on, source.sector))
+        t.edges = noted(t.edges, (entry, gainer.sector, on, source.sector))
     for _, gainer, db, count in t.moved:
         for _, _, on, on_sector in device.moves_of(db, count):
             edge(t, gainer, on, on_sector)
@@ -81,8 +83,8 @@ def order_of(t: Transaction) -> None:
         for waiter in gone.waiters:
             if isinstance(waiter, order.Wait) and waiter.entry.key not in freed:
                 handed.append((waiter.entry, waiter.sector, parent, touched.sector))
-    if edges or handed:
-        order.check_cycle(edges + handed)
+    if t.edges or handed:
+        order.check_cycle([*t.edges, *handed])
 
 
 def no_circle(t: Transaction) -> None:
@@ -116,4 +118,4 @@ def edge(t: Transaction, later: Touched, on: Cached, on_sector: int) -> None:
     entry = later.shadow.entry
     if entry.flags & _TEMPORARY or entry is on and later.sector == on_sector or order.hangs_below(entry, on, on_sector):
         return
-    t.edges.append((entry, later.sector, on, on_sector))
+    t.edges = noted(t.edges, (entry, later.sector, on, on_sector))

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from xok_host.abi.errors import BogusUpdate, LimitReached, Tainted, UdfFailed, WouldCycle, XokError
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS, Flag
-from xok_host.kernel.xn import order, verify
+from xok_host.kernel.xn import order, udf, verify
 from xok_host.kernel.xn.registry import Cached
 from xok_host.kernel.xn.template import MAX_PART_REPORTS
 
@@ -67,7 +67,7 @@ def said(xtype: XnType, meta: Any, part: int, session: int) -> set[Edge]:
     """What a partition of a log reports for this session.  Raises UdfFailed.
 
     Reconstruction asks here as well."""
-    flat = xtype.ask(xtype.reboot_program, meta, part, 0)
+    flat = xtype.ask(xtype.reboot_program, meta, part, 0, udf.EMPTY)
     if len(flat) > 3 * MAX_PART_REPORTS:
         raise UdfFailed(f"reboot reports more than {MAX_PART_REPORTS} pointers of partition {part}")
     return {

@@ -1,9 +1,12 @@
 # C-level declarations of registry.py: fields without a Python object behind each number.
-cimport cython
+from xok_host.kernel.pages cimport Access
+from xok_host.kernel.xn.types cimport XnType
 
 
 cdef class Cached:
-    cdef public object device, xtype, access, child_access, parent, will_free, charged
+    cdef public object device, parent, will_free, charged
+    cdef public XnType xtype
+    cdef public Access access, child_access
     cdef public object memo, changed, taint, kids, fresh, waits, waiters, deferred, readers
     cdef public tuple flights
     cdef public object lock_holders, lock_queue

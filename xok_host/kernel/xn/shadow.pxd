@@ -1,23 +1,30 @@
 # C-level declarations of shadow.py.
+from xok_host.kernel.core cimport Core
+from xok_host.kernel.env cimport Environment
+from xok_host.kernel.pages cimport Pages
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached
 
 
 cdef class Shadow:
     cdef public Cached entry
-    cdef public object before
+    cdef Pages _pages
+    cdef object _before
     cdef public bytearray bytes
     cdef public int changed
     cdef public bint fresh, loose, plain, set_type
-    cdef public dict parts, reading
-    cdef public unsigned long long copy_to
+    cdef public dict reading
+    cdef public unsigned long long copy_to, key
+    cdef Shadow begin(self, Cached entry, Pages pages)
 
 
 cdef class Touched:
     cdef public Shadow shadow
     cdef public unsigned int part
     cdef public int sector
+    cdef public tuple said
     cdef public object before, after, references, counts, gained, lost
+    cdef Touched begin(self, Shadow shadow, unsigned int part, int sector)
 
 
 cdef class Move:
@@ -25,7 +32,11 @@ cdef class Move:
     cdef public unsigned long long db, count, page
     cdef public unsigned int type
     cdef public int flags
-    cdef public list zeroed
+    cdef public object zeroed
+    cdef Move begin(
+        self, Touched touched, unsigned long long db, unsigned long long count, unsigned int type_id,
+        unsigned long long page, int flags
+    )
 
 
 cdef class Claim:
@@ -36,10 +47,15 @@ cdef class Claim:
 
 
 cdef class Transaction:
-    cdef public object kernel, env, capability, now
+    cdef public Core kernel
+    cdef public Environment env
+    cdef public object capability, now
     cdef public Device device
-    cdef public dict shadows, children, freed
-    cdef public list claims, kinds, touched, allocs, frees, publishes, moved, reference_order, edges, new_pages
-    cdef public list witnesses
+    cdef public list shadows, touched
+    cdef public dict children, freed
+    cdef public object allocs, frees, publishes, claims, moved, reference_order, edges, new_pages, witnesses, kinds
     cdef public int at, dependents, nops
     cdef public long long spent
+    cdef Transaction begin(self, Core kernel, Environment env, capability, now)
+    cpdef Shadow shadow(self, unsigned long long key)
+    cpdef list parts(self, Shadow shadow)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import cython
 
 from xok_host.abi.types import BLOCK
 from xok_host.kernel.env import Environment
 from xok_host.kernel.xn.registry import NO_PAGE, Cached
 
 if TYPE_CHECKING:
-    from xok_host.kernel.kernel import Kernel
+    from xok_host.kernel.core import Core
+    from xok_host.kernel.pages import Pages
 
 NO_PARTITION = 0xFFFF_FFFF
 """Names the bytes of a block that are in no partition."""
@@ -21,54 +25,77 @@ MAX_ALLOC = 4096
 
 EMPTY = array("Q")
 ZEROS = bytes(BLOCK)
+_NONE: tuple[Any, ...] = ()
+_BLOCK = cython.declare(cython.int, BLOCK)
+_NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 
 
+@cython.freelist(8)
+@cython.no_gc
+@cython.cclass
 class Shadow:
-    """A block as the transaction would leave it."""
+    """A block as the transaction would leave it.  Holds nothing that leads back to it, nor does a partition
+    or the transaction, so that all of them go with the call, without a collector (`no_gc`)."""
 
     __slots__ = (
-        "before",
+        "_before",
+        "_pages",
         "bytes",
         "changed",
         "copy_to",
         "entry",
         "fresh",
+        "key",
         "loose",
-        "parts",
         "plain",
         "reading",
         "set_type",
     )
 
-    def __init__(self, entry: Cached, before: bytes | memoryview, fresh: bool) -> None:
+    def begin(self, entry: Cached, pages: Pages | None) -> Shadow:
+        """`pages` is None for a block that this transaction allocates, which is zeros."""
         self.entry = entry
-        self.before = before
-        self.bytes = bytearray(before)
+        self.key = entry.key
+        self._pages = pages
+        self._before: Any = None
+        self.fresh = pages is None
+        """Allocated by this transaction."""
+        self.bytes = bytearray(_BLOCK) if pages is None else pages.copy(entry.page)
         self.changed = 0
         """Sectors written to."""
-        self.fresh = fresh
-        """Allocated by this transaction."""
-        self.parts: dict[int, Touched] = {}
         self.loose = False
         """Bytes outside all partitions were written to."""
         self.set_type = False
         self.plain = entry.xtype is None or entry.xtype.data
         """Plain data: it has no partitions and no UDF is asked."""
-        self.copy_to = NO_PAGE
+        self.copy_to = _NO_PAGE
         """Page for the new contents when somebody holds the present one."""
         self.reading: Any = None
         """Of a type whose partitions are traced: what `traced` will remember with the block."""
+        return self
+
+    @property
+    def before(self) -> bytes | memoryview:
+        """Its bytes as they are."""
+        if self._before is None:
+            self._before = ZEROS if self._pages is None else self._pages.view(self.entry.page)
+        return self._before
 
 
+@cython.freelist(8)
+@cython.no_gc
+@cython.cclass
 class Touched:
     """One partition that the transaction names."""
 
-    __slots__ = ("after", "before", "counts", "gained", "lost", "part", "references", "sector", "shadow")
+    __slots__ = ("after", "before", "counts", "gained", "lost", "part", "references", "said", "sector", "shadow")
 
-    def __init__(self, shadow: Shadow, part: int, sector: int) -> None:
+    def begin(self, shadow: Shadow, part: cython.uint, sector: cython.int) -> Touched:
         self.shadow = shadow
         self.part = part
         self.sector = sector
+        self.said: tuple[array[int], array[int], array[int]] | None = None
+        """What its UDFs say of the block as it is: (owns, canonical; refs; refcnt)."""
         self.before = EMPTY
         """What it owned, and owns, as canonical sets."""
         self.after = EMPTY
@@ -77,22 +104,35 @@ class Touched:
         self.counts = EMPTY
         self.gained: Any = None
         self.lost: Any = None
+        return self
 
 
+@cython.freelist(8)
+@cython.no_gc
+@cython.cclass
 class Move:
     """An extent that ALLOC or FREE names."""
 
     __slots__ = ("count", "db", "flags", "page", "touched", "type", "zeroed")
 
-    def __init__(self, touched: Touched, db: int, count: int, type_id: int, page: int, flags: int) -> None:
+    def begin(
+        self,
+        touched: Touched,
+        db: cython.ulonglong,
+        count: cython.ulonglong,
+        type_id: cython.uint,
+        page: cython.ulonglong,
+        flags: cython.int,
+    ) -> Move:
         self.touched = touched
         self.db = db
         self.count = count
         self.type = type_id
         self.page = page
         self.flags = flags
-        self.zeroed: list[int] = []
+        self.zeroed: Sequence[int] = _NONE
         """Pages reserved for blocks that start as zeros."""
+        return self
 
 
 class Claim:
@@ -112,8 +152,13 @@ class Claim:
         self.change = change
 
 
+@cython.freelist(4)
+@cython.no_gc
+@cython.cclass
 class Transaction:
-    """One TRANSACT call.  `run` either applies it or raises; `at` is then the operation at fault."""
+    """One TRANSACT call.  `run` either applies it or raises; `at` is then the operation at fault.
+
+    Most transactions are one modification: what these do not need is empty, and made a list by `noted` when used."""
 
     __slots__ = (
         "allocs",
@@ -141,41 +186,68 @@ class Transaction:
         "witnesses",
     )
 
-    def __init__(self, kernel: Kernel, env: Environment, capability: int, now: int) -> None:
+    def begin(self, kernel: Core, env: Environment, capability: Any, now: Any) -> Transaction:
         self.kernel = kernel
         self.env = env
         self.capability = capability
         self.now = now
         self.device: Any = None
-        self.shadows: dict[int, Shadow] = {}
+        self.shadows: list[Shadow] = []
+        """One for each block."""
         self.touched: list[Touched] = []
-        self.allocs: list[Move] = []
-        self.frees: list[Move] = []
-        self.publishes: list[Move] = []
-        self.claims: list[Claim] = []
-        self.kinds: list[int] = []
-        """Of its operations."""
-        self.children: dict[int, Cached] = {}
+        self.allocs: Sequence[Move] = _NONE
+        self.frees: Sequence[Move] = _NONE
+        self.publishes: Sequence[Move] = _NONE
+        self.claims: Sequence[Claim] = _NONE
+        self.kinds: Sequence[int] = _NONE
+        """Of its operations, if the call must be of certain ones."""
+        self.children: dict[int, Cached] | None = None
         """Metadata blocks that this transaction allocates, by number."""
-        self.moved: list[tuple[Touched, Touched, int, int]] = []
+        self.moved: Sequence[tuple[Touched, Touched, int, int]] = _NONE
         """(loser, gainer, block, count)"""
-        self.witnesses: list[int] = []
+        self.witnesses: Sequence[int] = _NONE
         """Keys of the blocks shown to protected methods."""
-        self.reference_order: list[tuple[Touched, Touched]] = []
-        self.edges: list[tuple[Cached, int, Cached, int]] = []
-        self.freed: dict[int, Touched] = {}
+        self.reference_order: Sequence[tuple[Touched, Touched]] = _NONE
+        self.edges: Sequence[tuple[Cached, int, Cached, int]] = _NONE
+        self.freed: dict[int, Touched] | None = None
         """Metadata that is freed, by key, and the partition that loses it."""
-        self.new_pages: list[int] = []
+        self.new_pages: Sequence[int] = _NONE
         self.dependents = 0
         """Partitions that its operations name as dependents."""
         self.at = 0
         self.nops = 0
         self.spent = 0
         """Instructions that its UDFs executed."""
+        return self
+
+    def shadow(self, key: cython.ulonglong) -> Shadow | None:
+        """The shadow of a block.  There are no more than operations, so looking through them is fastest."""
+        shadow: Shadow
+        for shadow in self.shadows:
+            if shadow.key == key:
+                return shadow
+        return None
+
+    def parts(self, shadow: Shadow) -> list[Touched]:
+        """The partitions of the block that operations name."""
+        touched: Touched
+        found = []
+        for touched in self.touched:
+            if touched.shadow is shadow:
+                found.append(touched)
+        return found
 
 
-def survivor(touched: Touched, freed: dict[int, Touched]) -> Touched:
+def noted(known: Any, item: Any) -> list[Any]:
+    """The list `known`, or a first one, with one more."""
+    if known is _NONE:
+        return [item]
+    known.append(item)
+    return known  # type: ignore[no-any-return]
+
+
+def survivor(touched: Touched, freed: dict[int, Touched] | None) -> Touched:
     """The partition whose writing ends what `touched` says: itself, or if its block is freed, the one that loses it."""
-    while (above := freed.get(touched.shadow.entry.key)) is not None:
+    while freed and (above := freed.get(touched.shadow.entry.key)) is not None:
         touched = above
     return touched

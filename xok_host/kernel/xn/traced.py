@@ -134,7 +134,8 @@ def check(t: Transaction, shadow: Shadow, budget: int) -> None:
     try:
         for sector in range(SECTORS):
             if shadow.changed >> sector & 1:
-                _check_sector(shadow, sets, sector)
+                named = [touched for touched in t.parts(shadow) if touched.sector == sector]
+                _check_sector(shadow, named, sets, sector)
     finally:
         _take(xtype, sets)
 
@@ -144,10 +145,9 @@ def applied(shadow: Shadow) -> None:
     shadow.entry.memo.update(shadow.reading)
 
 
-def _check_sector(shadow: Shadow, sets: ReadSets, sector: int) -> None:
+def _check_sector(shadow: Shadow, named: list[Touched], sets: ReadSets, sector: int) -> None:
     entry = shadow.entry
     differs = changed(shadow.before, shadow.bytes, sector)
-    named = [touched for touched in shadow.parts.values() if touched.sector == sector]
     before = [_before(shadow, sets, touched.part) for touched in named]
     readers = _readers(shadow, sets, sector)
     if not differs:

@@ -53,7 +53,17 @@ from xok_host.abi.errors import (
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, TYPE_XN_TYPE, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.xn import apply, methods, plan, traced, udf, verify
-from xok_host.kernel.xn.shadow import CHECKED, MAX_ALLOC, NO_PARTITION, ZEROS, Claim, Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.shadow import (
+    CHECKED,
+    MAX_ALLOC,
+    NO_PARTITION,
+    Claim,
+    Move,
+    Shadow,
+    Touched,
+    Transaction,
+    noted,
+)
 
 if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
@@ -128,9 +138,10 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
             t.kernel.counters.add("cycle_refusals")
         for page in t.new_pages:
             t.kernel.pages.drop(page)
-        for child in t.children.values():
-            assert child.xtype is not None
-            child.xtype.cached -= 1
+        if t.children:
+            for child in t.children.values():
+                assert child.xtype is not None
+                child.xtype.cached -= 1
         raise
     apply.apply(t)
 
@@ -141,7 +152,8 @@ def check(t: Transaction) -> None:
     verify.question(t)
     verify.ownership(t)
     verify.references(t)
-    verify.frees(t)
+    if t.frees:
+        verify.frees(t)
     if t.claims:
         verify.claims(t)
     methods.approve(t)
@@ -179,9 +191,10 @@ def parse(t: Transaction, data: bytes, call: cython.int) -> None:
             raise BadCall(f"operation {t.nops} has unknown kind {kind} or flags {flags}")
         if nvec > _VECTORS:
             raise BadCall(f"operation {t.nops} has {nvec} vectors, at most {MAX_VECTORS}")
-        t.kinds.append(kind)
-        if call and kind != _WITNESS:
-            check_begins(t, call)
+        if call:
+            t.kinds = noted(t.kinds, kind)
+            if kind != _WITNESS:
+                check_begins(t, call)
         if kind == _PUBLISH and root_data(t, da, db, count, page, nvec):
             t.nops += 1
             continue
@@ -248,25 +261,26 @@ def shadow_of(t: Transaction, da: cython.ulonglong, plain: cython.bint) -> Shado
     """The shadow of the block at `da`, made at first use after the checks that concern the block as a whole.
 
     With `plain` it may be plain data, which is changed as it is: nothing asks what it says."""
-    shadow = t.shadows.get(da >> 12)
+    shadow: Shadow | None = t.shadow(da >> 12)
     if shadow is not None:
         if shadow.plain and not plain:
             raise WrongType(f"block {shadow.entry.db} is not structured metadata")
         return shadow
     device = on_device(t, da)
-    child = t.children.get(da >> 12 & _DB_MASK)
+    child = t.children.get(da >> 12 & _DB_MASK) if t.children else None
+    shadow = Shadow.__new__(Shadow)
     if child is not None:
-        shadow = Shadow(child, ZEROS, True)
+        shadow.begin(child, None)
     else:
-        entry = written(device, da) if plain else device.metadata(da)
+        entry: Cached = written(device, da) if plain else device.metadata(da)
         assert entry.access is not None
         if t.capability not in entry.access.write:
             raise BadCapability(f"the capability does not allow writing block {entry.db}")
         # Sharers are asked before somebody gets the exclusive lock; what else is in the block need not be theirs.
         if entry.lock == LOCK_EXCLUSIVE and t.env not in entry.lock_holders:
             raise Locked(f"block {entry.db} is locked by another environment")
-        shadow = Shadow(entry, device.pages.view(entry.page), False)
-    t.shadows[da >> 12] = shadow
+        shadow.begin(entry, device.pages)
+    t.shadows.append(shadow)
     return shadow
 
 
@@ -277,12 +291,12 @@ def show(t: Transaction, da: cython.ulonglong, nvec: cython.long) -> None:
     if len(t.witnesses) == MAX_WITNESSES:
         raise LimitReached(f"more than {MAX_WITNESSES} witnesses in one transaction")
     device = on_device(t, da)
-    if da >> 12 & _DB_MASK not in t.children:
+    if not t.children or da >> 12 & _DB_MASK not in t.children:
         entry = device.metadata(da)
         assert entry.access is not None
         if t.capability not in entry.access.read:
             raise BadCapability(f"the capability does not allow reading block {entry.db}")
-    t.witnesses.append(da >> 12)
+    t.witnesses = noted(t.witnesses, da >> 12)
 
 
 def written(device: Device, da: cython.ulonglong) -> Cached:
@@ -305,14 +319,16 @@ def on_device(t: Transaction, da: cython.ulonglong) -> Device:
 def touch(t: Transaction, shadow: Shadow, part: cython.uint) -> Touched | None:
     if part == _LOOSE:
         return None
-    touched = shadow.parts.get(part)
-    if touched is None:
-        xtype = shadow.entry.xtype
-        assert xtype is not None and xtype.template is not None
-        if part >= len(xtype.sector_of):
-            raise BogusPartition(f"{xtype.name} has partitions 0 to {len(xtype.sector_of) - 1}, not {part}")
-        touched = shadow.parts[part] = Touched(shadow, part, xtype.sector_of[part])
-        t.touched.append(touched)
+    touched: Touched
+    for touched in t.touched:
+        if touched.part == part and touched.shadow is shadow:
+            return touched
+    xtype = shadow.entry.xtype
+    assert xtype is not None and xtype.template is not None
+    if part >= len(xtype.sector_of):
+        raise BogusPartition(f"{xtype.name} has partitions 0 to {len(xtype.sector_of) - 1}, not {part}")
+    touched = Touched.__new__(Touched)
+    t.touched.append(touched.begin(shadow, part, xtype.sector_of[part]))
     return touched
 
 
@@ -333,9 +349,7 @@ def write_bytes(
             raise BogusPartition(f"bytes {offset} to {end} are not in one block")
     elif part == _LOOSE:
         shadow.loose = True
-        if end > _BLOCK_BYTES or any(
-            start < end and offset < start + length for regions in xtype.template.reserved for start, length in regions
-        ):
+        if end > _BLOCK_BYTES or reserved(xtype, offset, end):
             raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not free of partitions")
     elif not within(xtype.windows[part], offset, end) and xtype.template.partition_of(offset, nbytes) != part:
         raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not in partition {part}")
@@ -346,6 +360,12 @@ def write_bytes(
     first = offset // _SECTOR_BYTES
     last = (end - 1) // _SECTOR_BYTES
     shadow.changed |= (2 << last) - (1 << first)
+
+
+def reserved(xtype: XnType, offset: int, end: int) -> bool:
+    """Whether one of the bytes from `offset` to `end` is always a partition's."""
+    template = xtype.template
+    return any(start < end and offset < start + length for regions in template.reserved for start, length in regions)
 
 
 def within(windows: array[int], offset: cython.ulonglong, end: cython.ulonglong) -> cython.bint:
@@ -365,11 +385,18 @@ def claim(t: Transaction, kind: int, touched: Touched | None, db: int, count: in
     if kind == _MOVE and not count:
         raise BadCall("a move of no blocks")
     change = {_ADD_EDGE: 1, _DROP_EDGE: -1}.get(kind, 0)
-    t.claims.append(Claim(touched, t.nops, db, count, type_id, source >> 12, change))
+    t.claims = noted(t.claims, Claim(touched, t.nops, db, count, type_id, source >> 12, change))
 
 
 def name_extent(
-    t: Transaction, kind: int, touched: Touched | None, db: int, count: int, type_id: int, page: int, flags: int
+    t: Transaction,
+    kind: cython.int,
+    touched: Touched | None,
+    db: cython.ulonglong,
+    count: cython.ulonglong,
+    type_id: cython.uint,
+    page: cython.ulonglong,
+    flags: cython.int,
 ) -> None:
     if touched is None:
         raise BogusPartition("only a partition can own blocks")
@@ -377,11 +404,12 @@ def name_extent(
     assert device is not None
     if not count or db + count > device.nblocks:
         raise BadCall(f"{count} blocks at {db} are not on the disk")
-    move = Move(touched, db, count, type_id, page, flags)
+    move: Move = Move.__new__(Move)
+    move.begin(touched, db, count, type_id, page, flags)
     if kind == _FREE:
-        t.frees.append(move)
+        t.frees = noted(t.frees, move)
     elif kind == _PUBLISH:
-        t.publishes.append(move)
+        t.publishes = noted(t.publishes, move)
     else:
         if count > MAX_ALLOC:
             raise LimitReached(f"{count} blocks in one allocation, at most {MAX_ALLOC}")
@@ -393,9 +421,12 @@ def name_extent(
         if not xtype.data:
             if flags & _PAGES:
                 raise BadCall("metadata starts as zeros; modify it in the same transaction")
+            if t.children is None:
+                t.children = {}
             if len(t.children) + count > MAX_ALLOC:
                 raise LimitReached(f"more than {MAX_ALLOC} blocks of metadata in one transaction")
             access = device.access_to_children(touched.shadow.entry) if not touched.shadow.fresh else None
+            block: cython.ulonglong
             for block in range(db, db + count):
                 if block in t.children:
                     raise NotFree(f"block {block} is allocated twice")
@@ -404,7 +435,7 @@ def name_extent(
                 child = device.new_entry(block, xtype, access or device.quarantine.access)
                 child.tree = touched.shadow.entry.tree
                 t.children[block] = child
-        t.allocs.append(move)
+        t.allocs = noted(t.allocs, move)
 
 
 def root_data(t: Transaction, da: int, db: int, count: int, page: int, nvec: int) -> bool:
@@ -427,6 +458,9 @@ def root_data(t: Transaction, da: int, db: int, count: int, page: int, nvec: int
             raise BadCapability(f"the capability does not allow writing block {block}")
         if root.lock == LOCK_EXCLUSIVE and t.env not in root.lock_holders:
             raise Locked(f"block {block} is locked by another environment")
-    shadow = Shadow(entry, ZEROS, True)
-    t.publishes.append(Move(Touched(shadow, NO_PARTITION, 0), db, count, TYPE_XN_DB, page, 0))
+    shadow: Shadow = Shadow.__new__(Shadow)
+    touched: Touched = Touched.__new__(Touched)
+    move: Move = Move.__new__(Move)
+    touched.begin(shadow.begin(entry, None), NO_PARTITION, 0)
+    t.publishes = noted(t.publishes, move.begin(touched, db, count, TYPE_XN_DB, page, 0))
     return True

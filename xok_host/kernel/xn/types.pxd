@@ -1,5 +1,5 @@
 # C-level declarations of types.py.
-from xok_host.kernel.xn cimport udf
+from xok_host.kernel.xn cimport interp, udf
 from xok_host.kernel.xn.interp cimport Program
 
 
@@ -8,7 +8,7 @@ cdef class XnType:
     cdef public object name, template
     cdef public Program owns_program, references_program, counts_program, method_program, reboot_program
     cdef public list sector_of
-    cdef public tuple windows
+    cdef public tuple windows, discriminators
     cdef public bint data, guard_constant, has_acl, traced
     cdef public long long cached, spent, runs
-    cpdef ask(self, Program program, meta, unsigned int part, unsigned long long da)
+    cpdef ask(self, Program program, meta, unsigned int part, unsigned long long da, said)

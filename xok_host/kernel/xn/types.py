@@ -10,11 +10,13 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import cython
+
 from xok_host.abi.ebpf import decode
 from xok_host.abi.errors import TypeInvalid
 from xok_host.abi.template import Kind
 from xok_host.abi.types import SECTOR, TYPE_XN_DB, TYPE_XN_TYPE
-from xok_host.kernel.xn import udf
+from xok_host.kernel.xn import interp, udf
 from xok_host.kernel.xn.interp import Program
 from xok_host.kernel.xn.template import Template, import_template
 
@@ -26,6 +28,7 @@ class XnType:
         "cached",
         "counts_program",
         "data",
+        "discriminators",
         "guard_constant",
         "has_acl",
         "method_program",
@@ -52,6 +55,8 @@ class XnType:
         """Partition to the sector it lies in."""
         self.data = self.template is None
         """Plain data: nothing to ask."""
+        self.discriminators: tuple[tuple[int, int], ...] = ()
+        """(start, length) of the bytes that say which type a union is."""
         self.guard_constant = True
         self.has_acl = False
         self.method_program: Program | None = None
@@ -85,20 +90,20 @@ class XnType:
         self.counts_program = programs.get("refcnt")
         self.reboot_program = programs.get("reboot")
         self.windows = self.template.windows
+        self.discriminators = tuple(self.template.discriminators)
         self.traced = self.template.read_sets is not None
 
     @property
     def has_refs(self) -> bool:
         return self.references_program is not None or self.counts_program is not None
 
-    def ask(self, program: Any, meta: Any, part: Any, da: Any) -> Any:
-        """What a program says of a partition (whose number was checked), as an array('Q') of triples.
-
-        Raises UdfFault."""
-        said = program.ask(meta, part, da, self.windows[part])
+    def ask(self, program: Any, meta: Any, part: cython.uint, da: cython.ulonglong, said: Any) -> Any:
+        """What a program says of a partition (whose number was checked), as an array('Q') of triples; `said` itself, if
+        that is what it says.  Raises UdfFault."""
+        count: cython.int = program.ask(meta, part, da, self.windows[part])
         self.runs += 1
         self.spent += program.executed
-        return udf.elements(said) if da else said
+        return udf.answer(interp.output(), count, da != 0, said)
 
     @property
     def nparts(self) -> int:

@@ -2,4 +2,6 @@
 cdef unsigned long long *words(flat) noexcept
 cpdef unsigned long long element(unsigned long long da) noexcept
 cpdef elements(raw)
+cdef answer(unsigned long long *v, Py_ssize_t count, bint named, said)
+cdef bint same(unsigned long long *a, unsigned long long *b, Py_ssize_t n) noexcept
 cpdef canonical(raw)

@@ -7,14 +7,17 @@ so it need be asked again only when the bytes have changed (thesis 4.1).
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import cython
 
 from xok_host.abi.errors import BogusUpdate, Locked, NotInCore, RefcountWrong, Refused, UdfFailed, WrongType
 from xok_host.abi.types import Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
+from xok_host.kernel.tables import INDEX
 from xok_host.kernel.xn import traced, udf
-from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, NO_PARTITION, Claim, Move, Shadow, Touched, Transaction
+from xok_host.kernel.xn.registry import Cached
+from xok_host.kernel.xn.shadow import EMPTY, MAX_ALLOC, NO_PARTITION, Claim, Move, Shadow, Touched, Transaction, noted
 from xok_host.kernel.xn.types import XnType
 
 UDF_BUDGET = 1 << 22
@@ -22,6 +25,8 @@ UDF_BUDGET = 1 << 22
 
 _VALID = int(Flag.VALID)
 _NOT_ASKED = (EMPTY, EMPTY, EMPTY)
+_UDF_INSTRUCTIONS = cython.declare(cython.int, INDEX["udf_instructions"])
+_UDF_RUNS = cython.declare(cython.int, INDEX["udf_runs"])
 _BUDGET = cython.declare(cython.longlong, UDF_BUDGET)
 
 
@@ -30,18 +35,20 @@ def modifications(t: Transaction) -> None:
     settle(t)
     shadow: Shadow
     xtype: XnType
-    for shadow in t.shadows.values():
+    for shadow in t.shadows:
         xtype = shadow.entry.xtype
         if not shadow.changed or shadow.plain:
             continue
-        template = xtype.template
-        if template.discriminators and not shadow.set_type:
-            for start, length in template.discriminators:
+        if xtype.discriminators and not shadow.set_type:
+            for start, length in xtype.discriminators:
                 if shadow.bytes[start : start + length] != shadow.before[start : start + length]:
                     raise BogusUpdate(f"bytes {start} to {start + length} are a discriminator: use set_type")
         if xtype.has_acl:
-            for part in (*shadow.parts, NO_PARTITION) if shadow.loose else shadow.parts:
-                if not template.approves(shadow.before, shadow.bytes, part, t.capability, t.now):
+            parts = [touched.part for touched in t.parts(shadow)]
+            if shadow.loose:
+                parts.append(NO_PARTITION)
+            for part in parts:
+                if not xtype.template.approves(shadow.before, shadow.bytes, part, t.capability, t.now):
                     raise Refused(f"acl of {xtype.name}, partition {part}")
         if not xtype.guard_constant and not shadow.fresh:
             check_guard(t, shadow)
@@ -63,14 +70,17 @@ def check_guard(t: Transaction, shadow: Shadow) -> None:
 
 def remembered(touched: Touched) -> tuple[array[int], array[int], array[int]]:
     """What the partition's UDFs say of the block before the transaction: (owns, refs, refcnt)."""
-    shadow = touched.shadow
-    if shadow.fresh:
-        return _NOT_ASKED  # all zeros: TMPL-3
-    memo = shadow.entry.memo
-    said = memo.get(touched.part)
-    if said is None:
-        said = memo[touched.part] = ask(shadow.entry.xtype, shadow.before, touched.part, shadow.entry.db)
-    return said
+    shadow: Shadow = touched.shadow
+    if touched.said is None:
+        if shadow.fresh:
+            touched.said = _NOT_ASKED  # all zeros: TMPL-3
+        else:
+            memo: dict[int, tuple[array[int], array[int], array[int]]] = shadow.entry.memo
+            touched.said = memo.get(touched.part)
+            if touched.said is None:
+                touched.said = ask(shadow.entry.xtype, shadow.before, touched.part, shadow.entry.db)
+                memo[touched.part] = touched.said
+    return touched.said
 
 
 def ask(
@@ -81,15 +91,43 @@ def ask(
     Reconstruction asks here as well: what a type says must not depend on who asks."""
     if xtype.traced:
         return traced.ask(xtype, meta, part, db, UDF_BUDGET)
+    return (
+        owned(xtype, meta, part, EMPTY),
+        referred(xtype, meta, part, db, EMPTY),
+        counted(xtype, meta, part, db, EMPTY),
+    )
+
+
+# Each gives `said`, itself, if that is what the UDF says: XN has checked it when it was said first, for this partition
+# of this block, and to look at the same once more would show nothing new.
+
+
+def owned(xtype: XnType, meta: bytes | bytearray | memoryview, part: cython.uint, said: array[int]) -> array[int]:
+    """What `owns` says, canonical.  It is not told where the block lies: DET-4."""
+    out = xtype.ask(xtype.owns_program, meta, part, 0, said)
+    return said if out is said else udf.canonical(out)
+
+
+def referred(
+    xtype: XnType, meta: bytes | bytearray | memoryview, part: cython.uint, db: cython.ulonglong, said: array[int]
+) -> array[int]:
+    """What `refs` says."""
+    if xtype.references_program is None:
+        return EMPTY
+    return xtype.ask(xtype.references_program, meta, part, udf.element(db << 12), said)
+
+
+def counted(
+    xtype: XnType, meta: bytes | bytearray | memoryview, part: cython.uint, db: cython.ulonglong, said: array[int]
+) -> array[int]:
+    """What `refcnt` says, with counts where they belong."""
+    if xtype.counts_program is None:
+        return EMPTY
     da: cython.ulonglong = udf.element(db << 12)
-    owned = udf.canonical(xtype.ask(xtype.owns_program, meta, part, 0))  # not where it lies: DET-4
-    references = counts = EMPTY
-    if xtype.references_program is not None:
-        references = xtype.ask(xtype.references_program, meta, part, da)
-    if xtype.counts_program is not None:
-        counts = xtype.ask(xtype.counts_program, meta, part, da)
-        check_counts(xtype, counts, part, da)
-    return owned, references, counts
+    out = xtype.ask(xtype.counts_program, meta, part, da, said)
+    if out is not said:
+        check_counts(xtype, out, part, da)
+    return out
 
 
 def check_counts(xtype: XnType, counts: array[int], part: cython.uint, da: cython.ulonglong) -> None:
@@ -135,17 +173,21 @@ def one_more(before: array[int], after: array[int]) -> cython.Py_ssize_t:
 def question(t: Transaction) -> None:
     """Ask the UDFs of every partition touched; the answers are left in it."""
     touched: Touched
+    shadow: Shadow
+    xtype: XnType
+    entry: Cached
     for touched in t.touched:
         shadow = touched.shadow
-        said = remembered(touched)
-        touched.before = said[0]
-        if not shadow.changed >> touched.sector & 1:
-            touched.after, touched.references, touched.counts = said
-            continue
         entry = shadow.entry
-        if entry.xtype.traced:
-            continue  # `traced.check` has asked
-        touched.after, touched.references, touched.counts = ask(entry.xtype, shadow.bytes, touched.part, entry.db)
+        xtype = entry.xtype
+        owns, references, counts = remembered(touched)
+        touched.before = owns
+        if not shadow.changed >> touched.sector & 1:
+            touched.after, touched.references, touched.counts = owns, references, counts
+        elif not xtype.traced:  # of those `traced.check` has asked
+            touched.after = owned(xtype, shadow.bytes, touched.part, owns)
+            touched.references = referred(xtype, shadow.bytes, touched.part, entry.db, references)
+            touched.counts = counted(xtype, shadow.bytes, touched.part, entry.db, counts)
     charge(t)
 
 
@@ -153,10 +195,10 @@ def settle(t: Transaction) -> None:
     """What others left uncounted in the types (a refused transaction, say) is not this transaction's."""
     shadow: Shadow
     xtype: XnType
-    for shadow in t.shadows.values():
+    for shadow in t.shadows:
         xtype = shadow.entry.xtype
         if xtype.spent:
-            t.device.counters.add("udf_instructions", xtype.spent)
+            t.device.counters.count(_UDF_INSTRUCTIONS, xtype.spent)
             xtype.spent = 0
 
 
@@ -166,14 +208,14 @@ def charge(t: Transaction) -> None:
     runs: cython.longlong = 0
     shadow: Shadow
     xtype: XnType
-    for shadow in t.shadows.values():
+    for shadow in t.shadows:
         xtype = shadow.entry.xtype
         spent += xtype.spent
         runs += xtype.runs
         xtype.spent = xtype.runs = 0
     t.spent += spent
-    t.device.counters.add("udf_instructions", spent)
-    t.device.counters.add("udf_runs", runs)
+    t.device.counters.count(_UDF_INSTRUCTIONS, spent)
+    t.device.counters.count(_UDF_RUNS, runs)
     if t.spent > _BUDGET:
         raise UdfFailed(f"the transaction's UDFs take more than {UDF_BUDGET} instructions")
 
@@ -247,7 +289,7 @@ def compare(t: Transaction) -> None:
             raise BogusUpdate(f"{move.count} blocks at {move.db} are not lost by the partition named")
 
 
-def extents(moves: list[Move]) -> array[int]:
+def extents(moves: Sequence[Move]) -> array[int]:
     """The extents that operations name, as a canonical set; a FREE without type takes what the block is."""
     flat = array("Q")
     move: Move
@@ -269,14 +311,20 @@ def find_moves(t: Transaction) -> None:
             if loser is gainer or loser.lost is None:
                 continue
             for db, count, _ in common(gainer.gained, loser.lost):
-                t.moved.append((loser, gainer, db, count))
+                t.moved = noted(t.moved, (loser, gainer, db, count))
 
 
 def references(t: Transaction) -> None:
     """TXN-4, and who waits for whom on that account (ORDER-5)."""
+    touched: Touched
+    for touched in t.touched:
+        said = remembered(touched)
+        if touched.references is not said[1] or touched.counts is not said[2]:
+            break
+    else:
+        return  # all partitions refer to and count what they did
     changes: dict[int, list[tuple[int, Touched]]] = {}
     counts: dict[int, tuple[int, Touched]] = {}
-    touched: Touched
     for touched in t.touched:
         if not touched.shadow.changed >> touched.sector & 1:
             continue
@@ -359,7 +407,7 @@ def moved_to(t: Transaction, claim: Claim) -> bool:
 
 def after(t: Transaction, later: Touched, earlier: Touched) -> None:
     if later.shadow is not earlier.shadow or later.sector != earlier.sector:
-        t.reference_order.append((later, earlier))
+        t.reference_order = noted(t.reference_order, (later, earlier))
 
 
 def frees(t: Transaction) -> None:
@@ -377,11 +425,11 @@ def frees(t: Transaction) -> None:
                 raise NotInCore(f"block {db} is freed, and must be in core to see that it is empty")
             if entry.lock == LOCK_EXCLUSIVE and t.env not in entry.lock_holders:
                 raise Locked(f"block {db} is locked by another environment")
-            shadow = t.shadows.get(entry.key)
+            shadow = t.shadow(entry.key)
             meta = shadow.bytes if shadow is not None else device.pages.view(entry.page)
             for part in range(xtype.nparts):
-                owned, references, counts = ask(entry.xtype, meta, part, db)
-                if owned:
+                owns, references, counts = ask(xtype, meta, part, db)
+                if owns:
                     raise BogusUpdate(f"block {db} is freed, but its partition {part} still owns blocks")
                 if references or any(counts[1::3]):
                     raise RefcountWrong(f"block {db} is freed, but references from or to partition {part} remain")
