@@ -5,7 +5,6 @@ from xok_host.kernel.env cimport Environment
 from xok_host.kernel.pages cimport Access, Arena
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.io cimport DeviceIo
-from xok_host.kernel.xn.locks cimport Locks
 from xok_host.kernel.xn.pending cimport Pending
 from xok_host.kernel.xn.registry cimport Cached, Registry
 
@@ -18,7 +17,7 @@ cdef class _Group:
 cdef class Kernel(Core):
     cdef public dict environments
     cdef public object completions
-    cdef public Locks locks
+    cdef public object locks
     cdef public Environment running
     cdef object _random_id
     cdef readonly dict _handlers
