@@ -143,6 +143,19 @@ def execute(
         elif kind == 1:
             memory, place = at((r[src] + off) & 2**64 - 1, width, "reads")
             r[dst] = int.from_bytes(memory[place : place + width], "little", signed=op & 0xE0 == 0x80) & 2**64 - 1
+        elif op & 0xE7 == 0xC3:
+            memory, place = at((r[dst] + off) & 2**64 - 1, width, "writes")
+            assert isinstance(memory, bytearray)
+            there = memory[place : place + width]
+            old, bits = int.from_bytes(there, "little"), 8 * width
+            if imm == 0xF1:
+                fits = there == r[0].to_bytes(8, "little")[:width]
+                new_value, r[0] = r[src] if fits else old, old
+            else:
+                new_value = r[src] if imm == 0xE1 else alu(imm & 0xF0, bits, old, r[src], 0)
+                if imm & 1:
+                    r[src] = old
+            memory[place : place + width] = new_value.to_bytes(8, "little")[:width]
         else:
             memory, place = at((r[dst] + off) & 2**64 - 1, width, "writes")
             value = r[src] if kind == 3 else imm

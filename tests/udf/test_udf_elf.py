@@ -177,7 +177,6 @@ def test_programs_come_out_by_section() -> None:
             build({"owns": code(lambda asm: asm.add(Instruction(0x85, 0, 1, 0, 2)))}),
             "calls another function; write XOK_INLINE",
         ),
-        (build({"owns": code(lambda asm: asm.atomic(R1, 0, R2, 8))}), "slot 0: atomic64; nothing runs beside a UDF"),
         (
             build(
                 {"owns": code()},

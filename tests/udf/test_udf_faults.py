@@ -134,7 +134,7 @@ def test_output_bound(interp: ModuleType) -> None:
         (Instruction(0x85, 0, 0, 0, 4).encode() + EXIT, "no helper 4"),
         (Instruction(0x85, 0, 0, 0, 0).encode() + EXIT, "no helper 0"),
         (Instruction(0x85, 0, 1, 0, 1).encode() + EXIT, "no helper"),
-        (Instruction(0xDB, 10, 1, -8).encode() + EXIT, "not for UDFs"),
+        (Instruction(0xDB, 10, 1, -8, 0x11).encode() + EXIT, "no operation 0x11"),
         (Instruction(0x95, 1).encode(), "has a destination"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xok_host.abi.ebpf import OPCODES, R0, R1, R2, R3, R6, R10, Assembler, Instruction, Opcode
+from xok_host.abi.ebpf import ATOMIC_CODES, OPCODES, R0, R1, R2, R3, R6, R10, Assembler, Instruction, Opcode
 from xok_host.abi.udf import CONTEXT, META, NEW, STACK_BASE, Function, load
 from xok_host.kernel.xn.interp import Program, UdfFault
 from xok_host.kernel.xn.trace import BUDGET_USED_UP, trace
@@ -31,18 +31,18 @@ def both(code: bytes, meta: bytes = b"", part: int = 0, **how: Any) -> Any:
     return slow
 
 
-@pytest.mark.parametrize("opcode", [o for o in OPCODES.values() if o.udf], ids=lambda o: f"{o.name}-{o.form}")
+@pytest.mark.parametrize("opcode", OPCODES.values(), ids=lambda o: f"{o.name}-{o.form}")
 def test_every_instruction(opcode: Opcode) -> None:
-    variants = [0] if opcode.form in ("load", "store_k", "store_x") else list(opcode.offsets)
+    variants = [0] if opcode.form in ("load", "store_k", "store_x", "atomic") else list(opcode.offsets)
     immediates = {"swap": (16, 32, 64), "alu_k": (0, 1, -1, 31, -0x80000000), "branch_k": (0, -1, 1 << 30)}
-    immediates |= {"call": (1, 2, 3), "store_k": (-2,)}
-    registers = opcode.form in ("alu_x", "branch_x", "store_x")
+    immediates |= {"call": (1, 2, 3), "store_k": (-2,), "atomic": tuple(ATOMIC_CODES.values())}
+    registers = opcode.form in ("alu_x", "branch_x", "store_x", "atomic")
     for variant in variants:
         for imm in immediates.get(opcode.form, (0,)):
             for a in EDGES:
                 for b in EDGES if registers else (5,):
                     asm = Assembler()
-                    asm.wide(R1, STACK_BASE + 8 if opcode.form.startswith("store") else a)
+                    asm.wide(R1, STACK_BASE + 8 if opcode.form.startswith(("store", "atomic")) else a)
                     asm.wide(R2, b)
                     source = {"load": 10}.get(opcode.form, 2 if registers else 0)
                     if opcode.form in ("jump_long", "exit", "call"):
@@ -60,7 +60,7 @@ def test_every_instruction(opcode: Opcode) -> None:
                     both(asm.finish())
 
 
-WORDS = st.sampled_from([o for o in OPCODES.values() if o.udf and o.form != "wide"])
+WORDS = st.sampled_from([o for o in OPCODES.values() if o.form != "wide"])
 
 
 @st.composite
@@ -88,6 +88,9 @@ def programs(draw: st.DrawFn) -> bytes:
             imm = draw(st.sampled_from((16, 32, 64)))
         elif form == "call":
             imm = draw(st.integers(1, 3))
+        elif form == "atomic":
+            dst, src = draw(st.sampled_from((1, 10))), draw(st.integers(0, 9))
+            offset, imm = draw(st.integers(-24, -2)), draw(st.sampled_from(tuple(ATOMIC_CODES.values())))
         asm.add(Instruction(opcode.code, dst, src, offset, imm))
     asm.exit()
     asm.exit()

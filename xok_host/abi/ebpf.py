@@ -58,6 +58,21 @@ BRANCH_CODES = {
     "jsle": 0xD0,
 }
 JA, CALL, EXIT = 0x00, 0x80, 0x90
+FETCH = 0x01
+ATOMIC_CODES = {
+    "add": 0x00,
+    "or": 0x40,
+    "and": 0x50,
+    "xor": 0xA0,
+    "add_fetch": 0x00 | FETCH,
+    "or_fetch": 0x40 | FETCH,
+    "and_fetch": 0x50 | FETCH,
+    "xor_fetch": 0xA0 | FETCH,
+    "xchg": 0xE0 | FETCH,
+    "cmpxchg": 0xF0 | FETCH,
+}
+"""Immediates of atomic operations, section 5.3.  FETCH: the source register (of cmpxchg, r0) gets what was there."""
+_ATOMIC_NAMES = {code: name for name, code in ATOMIC_CODES.items()}
 NEGATED = {
     "jeq": "jne",
     "jne": "jeq",
@@ -105,17 +120,10 @@ class Opcode:
     form: str
     offsets: tuple[int, ...] = (0,)
     """Values of the offset field that select a variant (signed division, moves with sign extension)."""
-    udf: bool = True
-    """Whether the UDF interpreter takes it; the host's kernel takes more."""
 
     @property
     def kind(self) -> int:
         return self.code & 7
-
-    @property
-    def writes(self) -> bool:
-        """Whether the destination register changes."""
-        return self.form in ("alu_k", "alu_x", "unary", "swap", "load", "wide")
 
 
 def _table() -> Iterator[Opcode]:
@@ -146,7 +154,7 @@ def _table() -> Iterator[Opcode]:
         yield Opcode(ST | MEM | size, f"st{width * 8}", "store_k")
         yield Opcode(STX | MEM | size, f"stx{width * 8}", "store_x")
         if width >= 4:
-            yield Opcode(STX | ATOMIC | size, f"atomic{width * 8}", "atomic", udf=False)
+            yield Opcode(STX | ATOMIC | size, f"atomic{width * 8}", "atomic")
     yield Opcode(LD | IMM | SIZES[8], "lddw", "wide")
 
 
@@ -171,6 +179,14 @@ class Instruction:
     @property
     def opcode(self) -> Opcode:
         return OPCODES[self.code]
+
+    @property
+    def writes(self) -> int | None:
+        """The register that it changes, if it is one; calls change r0 to r5."""
+        form = self.opcode.form
+        if form == "atomic":
+            return self.src if self.imm & FETCH and self.imm != ATOMIC_CODES["cmpxchg"] else None
+        return self.dst if form in ("alu_k", "alu_x", "unary", "swap", "load", "wide") else None
 
     @property
     def slots(self) -> int:
@@ -203,7 +219,7 @@ class Instruction:
             "load": f"{name} {dst}, [{src}{self.offset:+d}]",
             "store_k": f"{name} [{dst}{self.offset:+d}], {self.imm}",
             "store_x": f"{name} [{dst}{self.offset:+d}], {src}",
-            "atomic": f"{name} [{dst}{self.offset:+d}], {src}, {self.imm:#x}",
+            "atomic": f"{name} [{dst}{self.offset:+d}], {src}, {_ATOMIC_NAMES.get(self.imm, hex(self.imm))}",
             "wide": f"{name} {dst}, {self.imm:#x}" + (f" ({src})" if self.src else ""),
         }
         return text[form]
@@ -263,6 +279,8 @@ def _check(slot: int, opcode: Opcode, instruction: Instruction) -> None:
         raise BadProgram(f"slot {slot}: {opcode.name} has no variant {instruction.offset}")
     if form == "swap" and instruction.imm not in (16, 32, 64):
         raise BadProgram(f"slot {slot}: {opcode.name} of {instruction.imm} bits")
+    if form == "atomic" and instruction.imm not in _ATOMIC_NAMES:
+        raise BadProgram(f"slot {slot}: {opcode.name} has no operation {instruction.imm:#x}")
 
 
 def disassemble(code: bytes) -> str:
@@ -343,9 +361,9 @@ class Assembler:
         else:
             self.add(Instruction(ST | MEM | SIZES[width], base, 0, offset, src))
 
-    def atomic(self, base: Reg, offset: int, src: Reg, width: int, operation: int = 0) -> None:
-        """For the host's kernel only: atomic add by default (section 5.3)."""
-        self.add(Instruction(STX | ATOMIC | SIZES[width], base, src, offset, operation))
+    def atomic(self, base: Reg, offset: int, src: Reg, width: int, operation: str = "add") -> None:
+        """One of ATOMIC_CODES, on 4 or 8 bytes."""
+        self.add(Instruction(STX | ATOMIC | SIZES[width], base, src, offset, ATOMIC_CODES[operation]))
 
     def branch(self, name: str, dst: Reg, src: Reg | int, label: str, bits: int = 64) -> None:
         kind = JMP if bits == 64 else JMP32
@@ -398,10 +416,12 @@ def format_page() -> str:
         "load": "dst, [src + offset]",
         "store_k": "[dst + offset], imm",
         "store_x": "[dst + offset], src",
+        "atomic": "[dst + offset], src, imm = operation",
         "wide": "dst, imm64",
     }
+    atomic = ", ".join(f"{code:#x} {name}" for name, code in ATOMIC_CODES.items())
     for opcode in OPCODES.values():
-        if opcode.udf:
-            variants = ", ".join(f"{v}" for v in opcode.offsets) if len(opcode.offsets) > 1 else ""
-            lines.append(f"| {opcode.code:#04x} | {opcode.name} | {operands[opcode.form]} | {variants} |")
+        variants = ", ".join(f"{v}" for v in opcode.offsets) if len(opcode.offsets) > 1 else ""
+        variants = atomic if opcode.form == "atomic" else variants
+        lines.append(f"| {opcode.code:#04x} | {opcode.name} | {operands[opcode.form]} | {variants} |")
     return "\n".join(lines) + "\n"

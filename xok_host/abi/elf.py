@@ -229,6 +229,4 @@ def _check_instructions(section: _Section) -> None:
             if instruction.imm not in HELPERS:
                 known = ", ".join(f"{number} {name}" for number, name in HELPERS.items())
                 raise BadObject(f"{where}: calls helper {instruction.imm}; UDFs know {known}")
-        if not instruction.opcode.udf:
-            raise BadObject(f"{where}: {instruction.opcode.name}; nothing runs beside a UDF: write plain arithmetic")
         slot += instruction.slots

@@ -130,6 +130,8 @@ _REVERSE = {16: 0x68, 32: 0x70, 64: 0x78}
 # A word of the stack at a constant address (r10 cannot be written): that it is inside is seen once, when decoding.
 _LOAD_OWN = 0x18
 _STORE_OWN = 0x80
+# All atomic operations: which it is, is in the step's width, above the bytes.
+_ATOMIC = 0xC3
 
 _M64 = (1 << 64) - 1
 _FIRST = cython.declare(bytearray, bytearray(24 * MAX_OUTPUT))
@@ -292,6 +294,26 @@ def _reverse(value: cython.ulonglong, width: cython.int) -> cython.ulonglong:
 
 @cython.cfunc
 @cython.exceptval(check=False)
+def _combine(
+    operation: cython.int, width: cython.int, there: cython.ulonglong, b: cython.ulonglong, r0: cython.ulonglong
+) -> cython.ulonglong:
+    """What an atomic operation leaves where `there` was (RFC 9669 section 5.3); its low `width` bytes count."""
+    if operation == 0xF1:  # cmpxchg
+        return b if there == (r0 if width == 8 else r0 & _LOW) else there
+    operation = operation & 0xF0
+    if operation == 0x00:
+        return _u64(there + b)
+    if operation == 0x40:
+        return there | b
+    if operation == 0x50:
+        return there & b
+    if operation == 0xA0:
+        return there ^ b
+    return b
+
+
+@cython.cfunc
+@cython.exceptval(check=False)
 def _mark(read: cython.p_uchar, at: cython.ulonglong, width: cython.ulonglong) -> cython.void:
     """Set `width` bits from bit `at` on."""
     k: cython.ulonglong
@@ -362,9 +384,7 @@ def verify(code: bytes) -> list[Instruction]:
     for number, instruction in enumerate(instructions):
         opcode = instruction.opcode
         after = slot + instruction.slots
-        if not opcode.udf:
-            raise BadProgram(f"slot {slot}: {opcode.name} is not for UDFs: nothing runs beside one, so load and store")
-        if opcode.writes and instruction.dst == 10:
+        if instruction.writes == 10:
             raise BadProgram(f"slot {slot}: r10 cannot be written")
         if opcode.form == "wide" and instruction.src:
             raise BadProgram(f"slot {slot}: lddw of a host object")
@@ -434,6 +454,8 @@ class _Decoder:
         if form == "call":
             self.helpers.add(i.imm)
             return _PureStep(code, i.imm, 0, 0, 0)
+        if form == "atomic":
+            return _PureStep(_ATOMIC, width | i.imm << 8, i.dst, i.src, i.offset)
         if form == "store_k":
             return _PureStep(code | 1, width, i.dst, self._constant(i.imm), i.offset)
         return _PureStep(code, width, i.dst, i.src, i.offset)
@@ -791,6 +813,19 @@ def _loop(
                 reason = 2
                 break
             _put(_STACK, at & _LOW, b, width)
+        elif op == 0xC3:  # _ATOMIC
+            width = s.width & 0xFF
+            at = _u64(a + s.arg)
+            if at >> 32 != 2 or (at & _LOW) + width > _STACK_SIZE:
+                reason = 2
+                break
+            at = at & _LOW
+            a = _get64(_STACK, at) if width == 8 else _get32(_STACK, at)
+            _put(_STACK, at, _combine(s.width >> 8, width, a, b, regs[0]), width)
+            if s.width >> 8 == 0xF1:
+                regs[0] = a
+            elif s.width >> 8 & 1:
+                regs[s.src] = a
         elif op == 0x1D:  # jeq
             if a == b:
                 left -= pc - begin

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from xok_host.abi.ebpf import Instruction, Opcode, width_of
+from xok_host.abi.ebpf import FETCH, Instruction, Opcode, width_of
 from xok_host.abi.udf import CONTEXT_BASE, META_BASE, NEW_BASE, STACK_BASE, STACK_BYTES
 from xok_host.kernel.xn.interp import BUDGET, MAX_OUTPUT, Program, verify
 
@@ -100,13 +100,16 @@ class _Machine:
             self.trace.reads.append((REGIONS[region], at, width, slot))
         return int.from_bytes(memory[at : at + width], "little", signed=signed) & _M64
 
-    def store(self, address: int, width: int, value: int) -> None:
+    def store(self, address: int, width: int, value: int) -> int:
+        """Gives what was there."""
         at = address & _M32
         if address >> 32 != 2 or at + width > STACK_BYTES:
             raise _Stop(WRITES_OUTSIDE, f"{width} bytes at {describe_address(address)}")
         stack = self.memory[2]
         assert isinstance(stack, bytearray)
+        before = int.from_bytes(stack[at : at + width], "little")
         stack[at : at + width] = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
+        return before
 
     def call(self, helper: int) -> None:
         r = self.registers
@@ -175,6 +178,8 @@ def _execute(machine: _Machine, i: Instruction, slot: int) -> None:
         r[i.dst] = machine.load(address, width_of(i.code), i.opcode.name.startswith("ldsx"), slot)
     elif form in ("store_k", "store_x"):
         machine.store(r[i.dst] + i.offset & _M64, width_of(i.code), r[i.src] if form == "store_x" else i.imm)
+    elif form == "atomic":
+        _atomic(machine, i)
     elif form == "wide":
         r[i.dst] = i.imm
     elif form == "swap":
@@ -183,6 +188,20 @@ def _execute(machine: _Machine, i: Instruction, slot: int) -> None:
     else:
         name, bits = _split(i.opcode)
         r[i.dst] = _alu(name, bits, r[i.dst], r[i.src] if form == "alu_x" else i.imm, i.offset)
+
+
+def _atomic(machine: _Machine, i: Instruction) -> None:
+    """RFC 9669 section 5.3."""
+    r, width, address = machine.registers, width_of(i.code), machine.registers[i.dst] + i.offset & _M64
+    low, src = (1 << 8 * width) - 1, machine.registers[i.src]
+    before = machine.store(address, width, 0)
+    code = i.imm & ~FETCH
+    after = {0x00: before + src, 0x40: before | src, 0x50: before & src, 0xA0: before ^ src, 0xE0: src}.get(code)
+    if after is None:  # cmpxchg
+        after = src if before == r[0] & low else before
+    machine.store(address, width, after)
+    if i.imm & FETCH:
+        r[i.src if code != 0xF0 else 0] = before
 
 
 def _split(opcode: Opcode) -> tuple[str, int]:
