@@ -63,7 +63,7 @@ def imported(given: Input) -> str:
         xtype = types.load(16, "fuzzed", bytes(raw))
     except XokError as refused:
         return type(refused).__name__
-    assert not template.owns_all(BLOCKS[0]), "TMPL-3: an empty instance owns something"
+    assert not template.owns_all(BLOCKS[0], template.spent), "TMPL-3: an empty instance owns something"
     if xtype.data:
         return "plain"
     for block in BLOCKS:

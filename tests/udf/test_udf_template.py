@@ -290,10 +290,10 @@ def test_answers() -> None:
     block = block_with((1, 50, 2, LEAF), (1, 52, 1, LEAF), (1, 9, 1, 1), (5, 60, 1, LEAF))
     assert extents(template.owns(block, 1)) == [(9, 1, 1), (50, 3, LEAF)]
     assert extents(template.owns(block, 0)) == []
-    assert extents(template.owns_all(block)) == [(9, 1, 1), (50, 3, LEAF), (60, 1, LEAF)]
+    assert extents(template.owns_all(block, template.spent)) == [(9, 1, 1), (50, 3, LEAF), (60, 1, LEAF)]
     assert template.spent > 31 * 4 * 8
     with pytest.raises(UdfFailed, match="twice"):
-        template.owns_all(block_with((1, 50, 2, 1), (2, 51, 1, 1)))
+        template.owns_all(block_with((1, 50, 2, 1), (2, 51, 1, 1)), template.spent)
     for part in (-1, 8):
         with pytest.raises(BogusPartition, match="0 to 7"):
             template.owns(block, part)

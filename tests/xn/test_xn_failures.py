@@ -474,6 +474,12 @@ def _(toy: Toy) -> None:
     toy.env.call("type_mount", DEV, data=b"toy-node")
 
 
+@trigger("uninstall_mount", e.UdfFailed)
+def _(toy: Toy) -> None:
+    _, cap = confused_root(toy)
+    toy.env.call("uninstall_mount", DEV, cap=cap, data=b"confused-root")
+
+
 @trigger("uninstall_mount", e.InUse)
 def _(toy: Toy) -> None:
     toy.add_data(toy.root, 1, b"x")

@@ -75,7 +75,8 @@ _BINDING: Fails = {
     e.WrongType: "the parent is plain data, or the type of a block is not in use: type_mount it",
     e.BogusPartition: "the parent has no such partition",
     e.NotOwned: "the partition does not own the extent",
-    e.UdfFailed: "the parent's owns function gives malformed output for what the disk holds",
+    e.UdfFailed: "the parent's owns function gives malformed output for what the disk holds, or runs too long for all "
+    "the partitions named",
 }
 
 CALLS: tuple[Call, ...] = (
@@ -220,6 +221,7 @@ CALLS: tuple[Call, ...] = (
             e.BadCapability: "the capability is not the entry's, or the reservation is another's",
             e.InUse: "the root owns blocks, is locked, pinned or not mounted; or blocks of the type are in core, "
             "or a root has it",
+            e.UdfFailed: "the owns function gives malformed output for what the disk holds, or runs too long",
         },
     ),
     Call(
@@ -515,7 +517,8 @@ CALLS: tuple[Call, ...] = (
         fails=_READABLE
         | {
             e.BogusPartition: "the type has no such partitions",
-            e.UdfFailed: "the owns function gives malformed output for what the disk holds",
+            e.UdfFailed: "the owns function gives malformed output for what the disk holds, or runs too long for so "
+            "many partitions",
             e.LimitReached: "more than 4096 extents: ask for fewer partitions at a time",
         },
     ),

@@ -409,10 +409,11 @@ class Dispatch:
         else:
             if not blocks or any(block.dead or not block.flags & _VALID for block in blocks):
                 raise InUse(f"mount {name!r} first: it must be seen that it owns nothing")
+            template = blocks[0].xtype.template if blocks[0].xtype is not None else None
+            since = template.spent if template is not None else 0
             for block in blocks:
-                if block.xtype is not None and block.xtype.template is not None:
-                    if block.xtype.template.owns_all(device.pages.view(block.page)):
-                        raise InUse(f"{name!r} still owns blocks")
+                if template is not None and template.owns_all(device.pages.view(block.page), since):
+                    raise InUse(f"{name!r} still owns blocks")
                 if device.reports.is_log(block.db):
                     raise InUse(f"block {block.db} of {name!r} reports what was never written: take that out")
                 if block.lock or block.pins:
@@ -670,8 +671,10 @@ class Dispatch:
         out: list[bytes] = []
         if xtype is not None and xtype.template is not None:
             meta = self._kernel.pages.view(entry.page)
+            since = xtype.template.spent
             for part in range(call.a1, call.a2):
                 out += [_TRIPLE.pack(*extent) for extent in udf.extents(xtype.template.owns(meta, part))]
+                xtype.template.bound(since)
                 if len(out) > MAX_ENUM:
                     raise LimitReached(f"more than {MAX_ENUM} extents: ask for fewer partitions")
         return len(out), 0, b"".join(out)

@@ -101,11 +101,13 @@ def bind(
         raise BadCapability(f"the guard of block {parent.db} does not let this capability read")
     meta = device.pages.view(parent.page)
     owned: dict[int, array[int]] = {}
+    since = xtype.template.spent
     io: DeviceIo = device.io
     for db, count, part in extents:
         its = owned.get(part)
         if its is None:
             its = owned[part] = xtype.template.owns(meta, part)
+            xtype.template.bound(since)
         if not udf.owns(its, db, count):
             raise NotOwned(f"partition {part} of block {parent.db} does not own {count} blocks at {db}")
     block: cython.ulonglong

@@ -41,6 +41,8 @@ MAX_PART_REPORTS = 256
 """Pointers that `reboot` reports of one partition."""
 IMPORT_BUDGET = 1 << 22
 """Instructions of all runs that an import takes."""
+CALL_BUDGET = 1 << 22
+"""Instructions of the runs that one call takes, of all partitions that it asks about."""
 _NO_LIMIT = 1 << 62
 _BLOCKS = (1 << 44) - 1
 
@@ -192,12 +194,18 @@ class Template:
         """The canonical extent set of one partition."""
         return udf.canonical(self._raw("owns", meta, part, 0))
 
-    def owns_all(self, meta: Bytes) -> array[int]:
-        """The canonical extent set of the whole instance; no block twice."""
+    def owns_all(self, meta: Bytes, since: int) -> array[int]:
+        """The canonical extent set of the whole instance; no block twice.  `since`: as of `bound`."""
         out = array("Q")
         for part in range(self.parts):
             out += self._raw("owns", meta, part, 0)
+            self.bound(since)
         return udf.canonical(out)
+
+    def bound(self, since: int) -> None:
+        """Raises UdfFailed if one call has taken too many instructions since `spent` was `since`."""
+        if self.spent - since > CALL_BUDGET:
+            raise UdfFailed(f"this call asks UDFs that take more than {CALL_BUDGET} instructions")
 
     def refs(self, meta: Bytes, part: int, da: int) -> array[int]:
         """References of one partition, (element, 1, 0) each; `da` is the instance's own address."""

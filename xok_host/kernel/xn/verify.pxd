@@ -9,6 +9,8 @@ from xok_host.kernel.xn.types cimport XnType
 cpdef ask(XnType xtype, meta, unsigned int part, unsigned long long db)
 cpdef check_counts(XnType xtype, counts, unsigned int part, unsigned long long da)
 cdef settle(Transaction t)
+cdef settle_type(Transaction t, XnType xtype)
+cdef pay(Transaction t, long long spent)
 cdef charge(Transaction t)
 cpdef modifications(Transaction t)
 cpdef question(Transaction t)

@@ -48,8 +48,10 @@ def modifications(t: Transaction) -> None:
             if shadow.loose:
                 parts.append(NO_PARTITION)
             for part in parts:
+                unpaid: int = xtype.template.spent
                 if not xtype.template.approves(shadow.before, shadow.bytes, part, t.capability, t.now):
                     raise Refused(f"acl of {xtype.name}, partition {part}")
+                pay(t, xtype.template.spent - unpaid)
         if not xtype.guard_constant and not shadow.fresh:
             check_guard(t, shadow)
         if xtype.traced:
@@ -60,9 +62,11 @@ def check_guard(t: Transaction, shadow: Shadow) -> None:
     """A guard may change only while nothing that it guards is in core: bindings would outlive it."""
     entry, device = shadow.entry, t.device
     template = entry.xtype.template
-    if template.guard(shadow.before, entry.tree) == template.guard(shadow.bytes, entry.tree):
-        return
-    for db, count, _ in udf.extents(template.owns_all(shadow.before)):
+    unpaid: int = template.spent
+    same = template.guard(shadow.before, entry.tree) == template.guard(shadow.bytes, entry.tree)
+    guarded = [] if same else udf.extents(template.owns_all(shadow.before, unpaid))
+    pay(t, template.spent - unpaid)
+    for db, count, _ in guarded:
         for block in range(db, db + min(count, MAX_ALLOC)):
             if device.get(block) is not None:
                 raise Locked(f"block {block}, which the guard of block {entry.db} guards, is in core: delete_attr it")
@@ -188,18 +192,22 @@ def question(t: Transaction) -> None:
             touched.after = owned(xtype, shadow.bytes, touched.part, owns)
             touched.references = referred(xtype, shadow.bytes, touched.part, entry.db, references)
             touched.counts = counted(xtype, shadow.bytes, touched.part, entry.db, counts)
+        if t.spent + xtype.spent > _BUDGET:
+            break  # which is an error
     charge(t)
 
 
 def settle(t: Transaction) -> None:
     """What others left uncounted in the types (a refused transaction, say) is not this transaction's."""
     shadow: Shadow
-    xtype: XnType
     for shadow in t.shadows:
-        xtype = shadow.entry.xtype
-        if xtype.spent:
-            t.device.counters.count(_UDF_INSTRUCTIONS, xtype.spent)
-            xtype.spent = 0
+        settle_type(t, shadow.entry.xtype)
+
+
+def settle_type(t: Transaction, xtype: XnType) -> None:
+    if xtype.spent:
+        t.device.counters.count(_UDF_INSTRUCTIONS, xtype.spent)
+        xtype.spent = 0
 
 
 def charge(t: Transaction) -> None:
@@ -213,9 +221,14 @@ def charge(t: Transaction) -> None:
         spent += xtype.spent
         runs += xtype.runs
         xtype.spent = xtype.runs = 0
+    t.device.counters.count(_UDF_RUNS, runs)
+    pay(t, spent)
+
+
+def pay(t: Transaction, spent: cython.longlong) -> None:
+    """The transaction's UDFs have executed so many instructions more.  Raises UdfFailed when it is too much."""
     t.spent += spent
     t.device.counters.count(_UDF_INSTRUCTIONS, spent)
-    t.device.counters.count(_UDF_RUNS, runs)
     if t.spent > _BUDGET:
         raise UdfFailed(f"the transaction's UDFs take more than {UDF_BUDGET} instructions")
 
@@ -413,12 +426,15 @@ def after(t: Transaction, later: Touched, earlier: Touched) -> None:
 def frees(t: Transaction) -> None:
     """TXN-5: freed metadata must be in core and empty."""
     device = t.device
+    spent: cython.longlong
+    xtype: XnType | None
     for move in t.frees:
         xtype = device.types.get(move.type)
         if xtype is None:
             raise WrongType(f"type {move.type} is not in use")
         if xtype.data:
             continue
+        settle_type(t, xtype)
         for db in range(move.db, move.db + move.count):
             entry = device.get(db)
             if entry is None or not entry.flags & _VALID:
@@ -429,6 +445,8 @@ def frees(t: Transaction) -> None:
             meta = shadow.bytes if shadow is not None else device.pages.view(entry.page)
             for part in range(xtype.nparts):
                 owns, references, counts = ask(xtype, meta, part, db)
+                spent, xtype.spent = xtype.spent, 0
+                pay(t, spent)
                 if owns:
                     raise BogusUpdate(f"block {db} is freed, but its partition {part} still owns blocks")
                 if references or any(counts[1::3]):
