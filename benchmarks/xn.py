@@ -119,7 +119,7 @@ def _device(stack: ExitStack, directory: Path, kind: str, name: str) -> Path:
         directory = directory / name
         directory.mkdir()
         run("mount", "-t", "tmpfs", "-o", f"size={IMAGE_MEGABYTES + 16}m", "xok-bench", directory)
-        stack.callback(run, "umount", directory)
+        stack.callback(run, "umount", "--lazy", directory)  # the loop device lets go a moment after it is told
     elif run("stat", "--file-system", "--format=%T", directory).strip() in ("tmpfs", "ramfs"):
         raise Unavailable(f"{directory} is in memory: nothing there has a disk's times")
     image = directory / f"{name}.img"
