@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
         Step("import contracts", [str(linter), "--cache-dir", "build/import-linter"], {"PYTHONPATH": str(ROOT)}),
     ]
     failed = [step.name for step in first if not step.run()]
-    uncompiled = ["nice", *tool, "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *pure]
+    uncompiled = ["nice", *tool, "pytest", "-q", "-m", "not slow", "-o", "cache_dir=build/pytest-uncompiled", *pure]
     beside = Beside(Step("tests, uncompiled", uncompiled, {"XOK_PURE": "1"}))
     everything = Step("tests", [*tool, "pytest", "-q"])
     if not everything.run():

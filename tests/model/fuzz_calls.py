@@ -28,6 +28,7 @@ from xok_host.kernel.xn import types
 
 Input = list[bytes]
 NBLOCKS = 192
+NOTHING = bytes(channel.RING_BYTES - 64)
 SECRET = b"the victim's own words.."
 
 
@@ -89,7 +90,7 @@ class Scene:
         said = hashlib.sha256()
         kernel_rings = [KernelRing(memory) for memory in self.rings]
         for memory in self.rings:
-            memory[64:320] = bytes(256)
+            memory[64:] = NOTHING  # operands as well: an entry may name more than it brings
         tails = [0, 0, 0]
         for at, raw in enumerate(given):
             who = raw[0] % 3 if raw else 0

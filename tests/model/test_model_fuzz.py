@@ -44,6 +44,7 @@ def fuzzed(name: str, seconds: float, save: Path) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECONDS)
 def test_no_input_gets_through(name: str, tmp_path: Path, request: pytest.FixtureRequest, tell: list[str]) -> None:
     seconds = request.config.getoption("--fuzz-seconds") or SECONDS[name]
@@ -175,6 +176,7 @@ def main(env, argv):
 """
 
 
+@pytest.mark.slow
 def test_a_running_xokd_outlives_it(request: pytest.FixtureRequest, tell: list[str]) -> None:
     """Mutations of the same entries, through the real ring, from a confined environment."""
     seconds = request.config.getoption("--fuzz-seconds") or REAL_SECONDS
