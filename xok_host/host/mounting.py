@@ -239,8 +239,7 @@ class Mounts:
                     if mount.record.exited.is_set()
                     else f"does not answer after {READY_SECONDS:g} s"
                 )
-                + f"; see the log mount_{mount.name}.log"
-                + (f"\n{words}" if mount.record.exited.is_set() and (words := await last_words(mount.record)) else "")
+                + await _see_log(mount)
             )
         mount.state = "serving"
 
@@ -296,11 +295,18 @@ class MountFailed(XokError):
 async def _check_end(mount: Mount) -> None:
     """Raises MountFailed if the server, which has ended, did not finish what it had to do."""
     if mount.record is not None and mount.record.status:
-        how, words = describe_status(mount.record.status), await last_words(mount.record)
+        how = describe_status(mount.record.status)
         raise MountFailed(
-            f"{mount.name} is unmounted, but its server ended with {how}: what it had not written may be lost; see the "
-            f"log mount_{mount.name}.log" + (f"\n{words}" if words else "")
+            f"{mount.name} is unmounted, but its server ended with {how}: what it had not written may be lost"
+            + await _see_log(mount)
         )
+
+
+async def _see_log(mount: Mount) -> str:
+    """The end of a sentence about a mount's server: where its own words are, with the last ones if it has ended."""
+    assert mount.record is not None
+    words = await last_words(mount.record) if mount.record.exited.is_set() else ""
+    return f"; see the log mount_{mount.name}.log" + (f"\n{words}" if words else "")
 
 
 def _flush_seconds(mount: Mount) -> float:
