@@ -148,6 +148,10 @@ class Fine(Toy):
         raw = self.env.call("readb", da(self.root), count * WIDTH, cap=self.cap, out_bytes=BLOCK).data
         return [(struct.unpack_from("<4xI", raw, part * WIDTH)[0], 1, part) for part in range(count)]
 
+    def forget(self) -> None:
+        """What the partitions say is not remembered any more, as after a restart."""
+        self.local.kernel.devices[DEV].metadata(da(self.root)).memo.clear()
+
     def counted(self, name: str, *scalars: int, data: bytes = b"") -> int:
         """Instructions of a call that is refused for taking too many."""
         template = self.local.kernel.devices[DEV].types[self.type].template
@@ -161,8 +165,28 @@ class Fine(Toy):
 def test_calls_that_ask_all_partitions_of_a_block(local: LocalXok) -> None:
     fine = Fine(local)
     assert fine.counted("udf_enum", da(fine.root), 0, FINE) <= MOST
+    fine.forget()
     assert fine.counted("insert_attr", da(fine.root), data=pack_extents(fine.blocks(BUSY))) <= MOST
     assert fine.counted("uninstall_mount", DEV, data=b"fine-root") <= MOST
     half = BUSY // 2
     assert fine.env.call("udf_enum", da(fine.root), 0, half, cap=fine.cap, out_bytes=4096).r0 == half
     fine.env.call("insert_attr", da(fine.root), cap=fine.cap, data=pack_extents(fine.blocks(half)))
+
+
+def test_what_a_partition_says_is_asked_once(local: LocalXok) -> None:
+    """Binding remembers it with the block, also for the calls behind one that took too many instructions."""
+    fine = Fine(local)
+    template = local.kernel.devices[DEV].types[fine.type].template
+    assert template is not None
+    everything = pack_extents(fine.blocks(BUSY))
+    fine.forget()
+    fine.counted("insert_attr", da(fine.root), data=everything)
+    before = template.spent
+    fine.env.call("insert_attr", da(fine.root), cap=fine.cap, data=everything)
+    asked = template.spent - before
+    assert 0 < asked < before
+    fine.env.call("insert_attr", da(fine.root), cap=fine.cap, data=everything)
+    assert template.spent == before + asked
+    fine.transact(fine.allocation(BUSY))
+    extent = pack_extents(fine.blocks(BUSY + 1)[BUSY:])
+    fine.env.call("insert_attr", da(fine.root), cap=fine.cap, data=extent)

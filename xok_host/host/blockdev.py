@@ -41,38 +41,45 @@ _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 
 
+@cython.freelist(64)
+@cython.no_gc
+@cython.cclass
 class _Operation:
     """One `read` or `write` of the caller."""
 
     __slots__ = ("buffers", "done", "durable", "sector", "size", "write")
 
-    def __init__(
+    def begin(
         self,
         write: cython.bint,
         durable: cython.bint,
         sector: cython.longlong,
-        buffers: list[Buffer],
-        size: cython.longlong,
+        buffers: list,  # type: ignore[type-arg]
         done: Done,
     ) -> None:
         self.write = write
         self.durable = durable
         self.sector = sector
         self.buffers = buffers
-        self.size = size
+        self.size = 0
         self.done = done
+        for buffer in buffers:
+            self.size += len(buffer)
 
     def end(self) -> cython.longlong:
         """The sector behind it."""
         return self.sector + self.size // _SECTOR
 
 
+@cython.freelist(64)
+@cython.no_gc
+@cython.cclass
 class _Request:
     """Neighbouring operations as one request to the device.  `skip` bytes of it are done already."""
 
     __slots__ = ("operations", "size", "skip")
 
-    def __init__(self, operations: list[_Operation]) -> None:
+    def begin(self, operations: list) -> None:  # type: ignore[type-arg]
         self.operations = operations
         self.size = 0
         self.skip = 0
@@ -129,28 +136,33 @@ class BlockDevice:
         """Submitted, and waiting for room in flight."""
 
     def read(self, sector: cython.longlong, buffers: Sequence[Buffer], done: Done) -> None:
-        self._queued.append(self._operation(False, False, sector, buffers, done))
+        self.transfer(False, sector, list(buffers), done)
 
     def write(self, sector: cython.longlong, buffers: Sequence[Buffer], done: Done, *, durable: bool = False) -> None:
-        self._queued.append(self._operation(True, durable, sector, buffers, done))
+        self.transfer(True, sector, list(buffers), done, durable)
+
+    def transfer(
+        self,
+        write: cython.bint,
+        sector: cython.longlong,
+        buffers: list,  # type: ignore[type-arg]
+        done: Done,
+        durable: cython.bint = False,
+    ) -> None:
+        """`read` or `write`; the list stays as it is until `done`."""
+        operation: _Operation = _Operation.__new__(_Operation)
+        operation.begin(write, durable, sector, buffers, done)
+        size: cython.longlong = operation.size
+        if size == 0 or size % _SECTOR or sector < 0 or sector * _SECTOR + size > self.nblocks * _BLOCK:
+            check_request(self, sector, buffers)  # which says what is wrong
+        self._in_flight += 1
+        self._operations += 1
+        self._queued.append(operation)
 
     def flush(self, done: Done) -> None:
         self._flushes.append(_Flush(done))
         self._in_flight += 1
         self._operations += 1
-
-    def _operation(
-        self, write: cython.bint, durable: cython.bint, sector: cython.longlong, buffers: Sequence[Buffer], done: Done
-    ) -> _Operation:
-        listed = list(buffers)
-        size: cython.longlong = 0
-        for buffer in listed:
-            size += buffer.nbytes
-        if size == 0 or size % _SECTOR or sector < 0 or sector * _SECTOR + size > self.nblocks * _BLOCK:
-            check_request(self, sector, buffers)  # which says what is wrong
-        self._in_flight += 1
-        self._operations += 1
-        return _Operation(write, durable, sector, listed, size, done)
 
     def submit(self) -> None:
         if self._queued:
@@ -158,14 +170,15 @@ class BlockDevice:
             if not _sorted(queued):
                 queued.sort(key=_order)
             for operations in _merge(queued):
-                self._start(_Request(operations))
-        for flush in self._flushes:
-            self._start(flush)
-            self._syncs += 1
-        self._flushes.clear()
+                self._start(_request(operations))
+        if self._flushes:
+            for flush in self._flushes:
+                self._start(flush)
+                self._syncs += 1
+            self._flushes.clear()
         self.engine.submit()
 
-    def poll(self) -> int:
+    def poll(self) -> cython.long:
         delivered: cython.long = 0
         for token, result in self.engine.reap():
             self._running -= 1
@@ -251,7 +264,7 @@ class BlockDevice:
                 self._bytes_read += request.size
         elif len(request.operations) > 1:
             for operation in request.operations:
-                self._start(_Request([operation]))
+                self._start(_request([operation]))
             self.engine.submit()
             return 0
         else:
@@ -268,10 +281,16 @@ class BlockDevice:
         return 1
 
 
+def _request(operations: list) -> _Request:  # type: ignore[type-arg]
+    request: _Request = _Request.__new__(_Request)
+    request.begin(operations)
+    return request
+
+
 _order = attrgetter("write", "durable", "sector")
 
 
-def _sorted(queued: list[_Operation]) -> cython.bint:
+def _sorted(queued: list) -> cython.bint:  # type: ignore[type-arg]
     """Whether they are in that order, as the kernel's requests are."""
     last: _Operation = queued[0]
     operation: _Operation
@@ -285,8 +304,10 @@ def _sorted(queued: list[_Operation]) -> cython.bint:
     return True
 
 
-def _merge(queued: list[_Operation]) -> list[list[_Operation]]:
+def _merge(queued: list) -> list:  # type: ignore[type-arg]
     """Runs of neighbours, each within the bounds of one request.  `queued` is sorted."""
+    if len(queued) == 1:
+        return [queued]
     runs: list[list[_Operation]] = []
     run: list[_Operation] = []
     size: cython.longlong = 0

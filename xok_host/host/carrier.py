@@ -6,18 +6,31 @@ system call.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+import cython
 
+from xok_host.host.blockdev import BlockDevice
+from xok_host.kernel.kernel import Kernel
 from xok_host.kernel.pages import Pages
 from xok_host.kernel.request import IoOp, IoRequest
 
-if TYPE_CHECKING:
-    from xok_host.host.blockdev import BlockDevice
-    from xok_host.kernel.kernel import Kernel
-
-_READ = IoOp.READ
 _WRITE = IoOp.WRITE
+_FLUSH = IoOp.FLUSH
+
+
+@cython.freelist(64)
+@cython.no_gc
+@cython.cclass
+class Ended:
+    """What a disk calls when a request has ended."""
+
+    __slots__ = ("kernel", "token")
+
+    def __init__(self, kernel: Kernel, token: cython.ulonglong) -> None:
+        self.kernel = kernel
+        self.token = token
+
+    def __call__(self, errno: cython.int) -> None:
+        self.kernel.io_done(self.token, errno)
 
 
 class Carrier:
@@ -31,16 +44,21 @@ class Carrier:
 
     def start(self) -> None:
         """Start everything that the kernel has asked for."""
+        requests = self._kernel.take_io()
+        if not requests:
+            return
         pages: Pages = self._kernel.pages
         request: IoRequest
-        for request in self._kernel.take_io():
+        disk: BlockDevice
+        ended: Ended
+        for request in requests:
             disk = self._disks[request.dev]
-            done = partial(self._kernel.io_done, request.token)
-            if request.op is _READ:
-                disk.read(request.sector, [pages.span(page, first, count) for page, first, count in request.iov], done)
-            elif request.op is _WRITE:
-                disk.write(request.sector, [pages.span(page, first, count) for page, first, count in request.iov], done)
+            ended = Ended.__new__(Ended)
+            ended.kernel, ended.token = self._kernel, request.token
+            if request.op is _FLUSH:
+                disk.flush(ended)
             else:
-                disk.flush(done)
+                buffers = [pages.span(page, first, count) for page, first, count in request.iov]
+                disk.transfer(request.op is _WRITE, request.sector, buffers, ended)
         for disk in self._disks.values():
             disk.submit()

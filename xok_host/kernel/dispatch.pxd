@@ -1,9 +1,11 @@
 # C-level declarations of dispatch.py, and the classes that its loops over blocks use.
 from xok_host.kernel.core cimport Core
 from xok_host.kernel.env cimport Environment
-from xok_host.kernel.xn cimport txn
+from xok_host.kernel.extents cimport Extents
+from xok_host.kernel.xn cimport bind, txn
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.io cimport DeviceIo
+from xok_host.kernel.xn.pending cimport Pending, new_pending
 from xok_host.kernel.xn.registry cimport Cached, Registry
 from xok_host.kernel.xn.shadow cimport Transaction
 
@@ -12,4 +14,8 @@ cdef class Dispatch:
     cdef Core _kernel
     cdef public dict handlers
     cdef _tree(self, Environment env, index, int rights)
+    cdef _write(self, dev, Extents extents)
     cdef _transaction(self, Environment env, cap, bytes data, int number)
+
+
+cdef _check_blocks(unsigned long long db, unsigned long long count)

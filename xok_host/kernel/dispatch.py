@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import cython
 
 from xok_host.abi import ops
-from xok_host.abi.calls import MAX_OPS, TEMPORARY_ROOT, CallNumber, CatalogueEntry, pack_transaction, unpack_extents
+from xok_host.abi.calls import EXTENT, MAX_OPS, TEMPORARY_ROOT, CallNumber, CatalogueEntry, pack_transaction
 from xok_host.abi.channel import Entry
 from xok_host.abi.errors import (
     BadCall,
@@ -48,13 +48,14 @@ from xok_host.abi.types import (
 from xok_host.abi.views import REGISTRY_ENTRY_BYTES
 from xok_host.kernel.capability import TREE, Capability
 from xok_host.kernel.env import MAX_PAGE_PINS, MAX_PAGES, MAX_PINS, MAX_WRITE_TREES, Environment
+from xok_host.kernel.extents import Extents
 from xok_host.kernel.pages import DATA
 from xok_host.kernel.tables import REGISTRY_ENTRIES
 from xok_host.kernel.xn import apply, bind, order, traced, txn, types, udf
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, FLAG_TEMPORARY, check_name
 from xok_host.kernel.xn.device import Device
 from xok_host.kernel.xn.io import DeviceIo
-from xok_host.kernel.xn.pending import Pending
+from xok_host.kernel.xn.pending import Pending, new_pending
 from xok_host.kernel.xn.registry import Cached, Registry
 from xok_host.kernel.xn.shadow import Transaction
 from xok_host.kernel.xn.verify import UDF_BUDGET
@@ -75,7 +76,9 @@ RESERVED_SHIFT = 32
 """`CatalogueEntry.flags` of raw blocks installed under a reserved name: the type id that they will have."""
 _DEVICE_BYTES = BLOCK_LIMIT * BLOCK
 _TRIPLE = struct.Struct("<QQQ")
+_ALL = cython.declare(cython.int, ALL_SECTORS)
 _ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
+_BLOCK_LIMIT = cython.declare(cython.ulonglong, BLOCK_LIMIT)
 _META = cython.declare(cython.uint, int(Flag.META))
 _READING = cython.declare(cython.uint, int(Flag.READING))
 _ROOT = cython.declare(cython.uint, int(Flag.ROOT))
@@ -317,7 +320,7 @@ class Dispatch:
         if entry.flags & FLAG_TAINTED:
             raise NotClean(f"reconstruction found violations in {name!r}, which `xok repair {name}` may mend")
         xtype = device.type_of(entry.type)
-        pending = Pending(_ignore)
+        pending = new_pending()
         pending.r0 = disk_address(device.number, entry.db)
         pending.r1 = entry.count
         pending.data = entry.pack()
@@ -357,7 +360,7 @@ class Dispatch:
             raise NotFound(f"{name!r} is no type")
         if entry.type in device.types:
             return entry.type, 0, b""
-        pending = Pending(_ignore)
+        pending = new_pending()
         pending.r0 = entry.type
         pages = device.pages.alloc_run(device.own_arena, entry.count)
         left = [entry.count]
@@ -444,35 +447,36 @@ class Dispatch:
 
     def read_and_insert(self, env: Environment, call: Entry) -> Result:
         device = self._kernel.device(call.a0)
-        pending = Pending(_ignore)
-        pending.r0 = bind.read_and_insert(device, unpack_extents(call.data), pending)
+        pending = new_pending()
+        pending.r0 = bind.read_and_insert(device, Extents(call.data), pending)
         return pending
 
     def insert_attr(self, env: Environment, call: Entry) -> Result:
         capability = self._tree(env, call.cap, _READ)
         device = self._kernel.device(call.a0 >> 56)
         parent = device.metadata(call.a0)
-        bind.bind(device, parent, capability, unpack_extents(call.data), None, quarantined_only=True)
+        bind.bind(device, parent, capability, Extents(call.data), None, True)
         return OK
 
     def insert_and_read(self, env: Environment, call: Entry) -> Result:
         capability = self._tree(env, call.cap, _READ)
-        device = self._kernel.device(call.a0 >> 56)
-        parent = device.metadata(call.a0)
-        pending = Pending(_ignore)
-        pending.r0 = bind.bind(device, parent, capability, unpack_extents(call.data), pending, quarantined_only=False)
+        device: Device = self._kernel.device(call.a0 >> 56)
+        pending: Pending = new_pending()
+        extents = Extents(call.data)
+        pending.r0 = bind.bind(device, device.metadata(call.a0), capability, extents, pending, False)
         return pending
 
     def delete_attr(self, env: Environment, call: Entry) -> Result:
         device: Device = self._kernel.device(call.a0)
-        extents = unpack_extents(call.data)
+        extents: Extents = Extents(call.data)
         bind.check_extents(device, extents)
         found: dict[Cached, None] = {}
         """Each once, however often it is named."""
         block: cython.ulonglong
         entry: Cached | None
-        for db, count, _ in extents:
-            for block in range(db, db + count):
+        i: cython.Py_ssize_t
+        for i in range(extents.n):
+            for block in range(extents.db(i), extents.db(i) + extents.count(i)):
                 entry = device.get(block)
                 if entry is None:
                     continue
@@ -486,36 +490,37 @@ class Dispatch:
     def writeback(self, env: Environment, call: Entry) -> Result:
         if not call.a2:
             raise BadCall("no blocks; writebackv takes a list of extents")
-        return self._write(call.a0, [(call.a1, call.a2, call.a3)])
+        _check_total(call.a2)
+        return self._write(call.a0, Extents(EXTENT.pack(call.a1, call.a2, call.a3 & ALL_SECTORS)))
 
     def writebackv(self, env: Environment, call: Entry) -> Result:
-        return self._write(call.a0, unpack_extents(call.data))
+        return self._write(call.a0, Extents(call.data))
 
-    def _write(self, dev: int, extents: bind.Extents) -> Result:
+    def _write(self, dev: Any, extents: Extents) -> Result:
         device: Device = self._kernel.device(dev)
         io: DeviceIo = device.io
-        pending = Pending(_ignore)
+        pending: Pending = new_pending()
         registry: Registry = device.registry
         number: cython.ulonglong = device.number
+        db: cython.ulonglong
         block: cython.ulonglong
+        count: cython.ulonglong
+        i: cython.Py_ssize_t
         entry: Cached | None = None
-        for db, count, _ in _bounded(extents):
-            if not count:
-                continue
-            if db + count > BLOCK_LIMIT:
-                raise NotInCore(f"block {max(db, BLOCK_LIMIT)} is not in the registry")
+        _check_total(extents.total())
+        for i in range(extents.n):
+            db, count = extents.db(i), extents.count(i)
+            _check_blocks(db, count)
             for block in range(db, db + count):
                 entry = registry.after(entry, number << 44 | block)
                 if entry is None:
                     raise NotInCore(f"block {block} is not in the registry")
-        for db, count, mask in extents:
-            pieces, blocks = io.write_extent(db, count, mask & ALL_SECTORS or ALL_SECTORS, pending)
-            pending.r0 += pieces
-            pending.r1 += blocks
+        for i in range(extents.n):
+            io.write_extent(extents.db(i), extents.count(i), extents.third(i) & _ALL or _ALL, pending)
         return pending
 
     def flush(self, env: Environment, call: Entry) -> Result:
-        pending = Pending(_ignore)
+        pending = new_pending()
         self._kernel.device(call.a0).io.flush(pending)
         return pending
 
@@ -565,10 +570,16 @@ class Dispatch:
     def mark_dirty(self, env: Environment, call: Entry) -> Result:
         device = self._kernel.device(call.a0)
         found = []
-        for db, count, mask in _bounded(unpack_extents(call.data)):
+        extents: Extents = Extents(call.data)
+        _check_total(extents.total())
+        i: cython.Py_ssize_t
+        block: cython.ulonglong
+        for i in range(extents.n):
+            mask = extents.third(i)
             if mask & ~ALL_SECTORS:
                 raise BadCall(f"{mask:#x} is no sector mask")
-            for block in range(db, db + count):
+            _check_blocks(extents.db(i), extents.count(i))
+            for block in range(extents.db(i), extents.db(i) + extents.count(i)):
                 entry = device.get(block)
                 if entry is None or not entry.flags & _VALID:
                     raise NotInCore(f"block {block} is not in the registry")
@@ -687,7 +698,7 @@ class Dispatch:
         entry = self._cached(call.a0)
         if entry.access is None or capability not in (entry.access.write if call.a1 == 2 else entry.access.read):
             raise BadCapability(f"the capability does not allow this lock on block {entry.db}")
-        pending = Pending(_ignore)
+        pending = new_pending()
         self._kernel.locks.lock(env, entry, call.a1, pending)
         return pending
 
@@ -707,22 +718,22 @@ def _reservation(entry: CatalogueEntry | None, env: Environment) -> int:
     return entry.type
 
 
-def _bounded(extents: bind.Extents) -> bind.Extents:
-    """Extents of blocks in core, of which nobody can name more than there are; repetitions, and extents of nothing,
-    would keep xokd busy."""
-    total = sum(max(count, 1) for _, count, _ in extents)
-    if total > REGISTRY_ENTRIES:
-        raise BadCall(f"{total} blocks, at most {REGISTRY_ENTRIES} in a call")
-    return extents
+def _check_total(blocks: Any) -> None:
+    """Of blocks in core nobody can name more than there are; repetitions, and extents of nothing, would keep xokd
+    busy."""
+    if blocks > REGISTRY_ENTRIES:
+        raise BadCall(f"{blocks} blocks, at most {REGISTRY_ENTRIES} in a call")
+
+
+def _check_blocks(db: cython.ulonglong, count: cython.ulonglong) -> None:
+    """Numbers that a block of a disk may have.  Raises NotInCore."""
+    if count and (db >= _BLOCK_LIMIT or count > _BLOCK_LIMIT - db):
+        raise NotInCore(f"block {max(db, BLOCK_LIMIT)} is not in the registry")
 
 
 def _needs_room(call: Entry, nbytes: int) -> None:
     if call.out_bytes < nbytes:
         raise BadCall(f"{nbytes} bytes of results, and room for {call.out_bytes}", r0=nbytes)
-
-
-def _ignore(pending: Pending) -> None:
-    """What completes within the call is answered by the call."""
 
 
 def _without_capability(entry: CatalogueEntry) -> CatalogueEntry:

@@ -14,6 +14,13 @@ cdef class _Group:
     cdef public bint waiting, failed
 
 
+cdef class _Waiting:
+    cdef Kernel kernel
+    cdef Environment env
+    cdef Entry entry
+    cdef _Group group
+
+
 cdef class Kernel(Core):
     cdef public dict environments
     cdef public object completions
@@ -26,5 +33,10 @@ cdef class Kernel(Core):
     cpdef list take_io(self)
     cpdef Completion execute(self, Environment env, Entry entry)
     cdef Completion _run(self, Environment env, Entry entry, _Group group)
+    cdef Completion _wait(self, Environment env, Entry entry, _Group group, Pending pending)
+    cdef _finish(self, Environment env, Entry entry, _Group group, Pending pending)
+    cdef _complete(self, Environment env, Completion completion)
+    cdef Completion _answer(self, Entry entry, Pending pending)
+    cpdef io_done(self, unsigned long long token, int errno)
     cpdef Completion _refusal(self, Entry entry, object error)
     cpdef bint make_room(self, long count) except -1

@@ -57,6 +57,21 @@ class _Group:
         self.failed = False
 
 
+class _Waiting:
+    """What a call that waits is told by."""
+
+    __slots__ = ("entry", "env", "group", "kernel")
+
+    def __init__(self, kernel: Kernel, env: Environment, entry: Entry, group: _Group) -> None:
+        self.kernel = kernel
+        self.env = env
+        self.entry = entry
+        self.group = group
+
+    def __call__(self, pending: Pending) -> None:
+        self.kernel._finish(self.env, self.entry, self.group, pending)
+
+
 class Kernel(Core):
     """One exokernel.  `random_id()` gives unguessable 64-bit numbers."""
 
@@ -189,11 +204,12 @@ class Kernel(Core):
             out += io.take()
         return out
 
-    def io_done(self, token: int, errno: int) -> None:
+    def io_done(self, token: cython.ulonglong, errno: cython.int) -> None:
         number = token & 0xFF
-        device = self.devices.get(number)
-        io: DeviceIo = device.io if device is not None else self.starting[number].io
-        io.done(token, errno)
+        device: Device | None = self.devices.get(number)
+        if device is None:
+            device = self.starting[number]
+        device.io.done(token, errno)
         if self.starting and number in self.devices:
             self.starting.pop(number, None)
 
@@ -261,22 +277,23 @@ class Kernel(Core):
         group.waiting = True
         env.pending += 1
 
-        def finish(pending: Pending) -> None:
-            env.pending -= 1
-            completion = self._answer(entry, pending)
-            group.waiting = False
-            group.failed = bool(completion.code)
-            self._complete(env, completion)
-            while group.queue and not group.waiting:
-                following = group.queue.popleft()
-                env.pending -= 1
-                if env.alive:
-                    answer = self._run(env, following, group)
-                    if answer is not None:
-                        self._complete(env, answer)
-
-        pending.finish = finish
+        pending.finish = _Waiting(self, env, entry, group)
         return None
+
+    def _finish(self, env: Environment, entry: Entry, group: _Group, pending: Pending) -> None:
+        """A call that had to wait is through, and those that were chained to it go on."""
+        completion: Completion = self._answer(entry, pending)
+        env.pending -= 1
+        group.waiting = False
+        group.failed = bool(completion.code)
+        self._complete(env, completion)
+        while group.queue and not group.waiting:
+            following = group.queue.popleft()
+            env.pending -= 1
+            if env.alive:
+                answer = self._run(env, following, group)
+                if answer is not None:
+                    self._complete(env, answer)
 
     def _complete(self, env: Environment, completion: Completion) -> None:
         if env.alive:
@@ -287,7 +304,10 @@ class Kernel(Core):
     def _answer(self, entry: Entry, pending: Pending) -> Completion:
         if pending.error is not None:
             return self._refusal(entry, pending.error)
-        return Completion(entry.cookie, 0, pending.r0, pending.r1, pending.data)
+        completion: Completion = Completion.__new__(Completion)
+        completion.cookie, completion.code = entry.cookie, 0
+        completion.r0, completion.r1, completion.data = pending.r0, pending.r1, pending.data
+        return completion
 
     def _refusal(self, entry: Entry, error: XokError) -> Completion:
         self.counters.add("refusals")

@@ -12,3 +12,4 @@ cdef class Piece:
 
 
 cpdef list mask_runs(int mask)
+cpdef list requests(op, unsigned long long dev, list pieces)

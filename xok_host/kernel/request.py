@@ -24,6 +24,9 @@ class IoOp(IntEnum):
     FLUSH = 3
 
 
+@cython.freelist(64)
+@cython.no_gc
+@cython.cclass
 class IoRequest:
     """One request to one device.
 
@@ -84,9 +87,10 @@ def mask_runs(mask: cython.int) -> list[tuple[int, int]]:
     return runs
 
 
-def requests(op: IoOp, dev: cython.ulonglong, pieces: list[Piece]) -> list[IoRequest]:
+def requests(op: IoOp, dev: cython.ulonglong, pieces: list) -> list:  # type: ignore[type-arg]
     """The pieces in disk order, neighbours together, no request longer than MAX_REQUEST_SECTORS."""
     out = []
+    made: IoRequest
     n: cython.Py_ssize_t = len(pieces)
     i: cython.Py_ssize_t
     piece: Piece
@@ -124,5 +128,7 @@ def requests(op: IoOp, dev: cython.ulonglong, pieces: list[Piece]) -> list[IoReq
                 break
             piece = pieces[i]
         iov.append((begin // _SECTORS, begin % _SECTORS, end - begin))
-        out.append(IoRequest(op, dev, start, iov, owners))
+        made = IoRequest.__new__(IoRequest)
+        made.op, made.dev, made.sector, made.iov, made.owners = op, dev, start, iov, owners
+        out.append(made)
     return out

@@ -7,13 +7,13 @@ BIND-3  Before that it may only wait in quarantine, where nobody can read it.
 
 from __future__ import annotations
 
-from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cython
 
 from xok_host.abi.errors import BadCall, BadCapability, LimitReached, NotInCore, NotOwned, XokError
 from xok_host.abi.types import Flag
+from xok_host.kernel.extents import Extents
 from xok_host.kernel.pages import Access, Arena, Pages
 from xok_host.kernel.xn import udf
 from xok_host.kernel.xn.io import MAX_RUN, DeviceIo
@@ -32,16 +32,18 @@ _QUARANTINE = cython.declare(cython.uint, int(Flag.QUARANTINE))
 _READING = cython.declare(cython.uint, int(Flag.READING))
 _RUN = cython.declare(cython.ulonglong, MAX_RUN)
 
-Extents = list[tuple[int, int, int]]
+_MAX_READ = cython.declare(cython.ulonglong, MAX_READ)
 
 
 def check_extents(device: Device, extents: Extents) -> None:
     """On the disk and not too many.  Raises BadCall."""
-    total = 0
-    first, end = device.superblock.first, device.nblocks
-    for db, count, _ in extents:
+    i: cython.Py_ssize_t
+    total: cython.ulonglong = 0
+    for i in range(extents.n):
+        db: cython.ulonglong = extents.db(i)
+        count: cython.ulonglong = extents.count(i)
         total += count
-        if not count or db + count > end or db < first or total > MAX_READ:
+        if not count or db < device.first or db >= device.end or count > device.end - db or total > _MAX_READ:
             raise BadCall(
                 f"{count} blocks at {db}: outside what libFSes use on the disk, or more than {MAX_READ} at once"
             )
@@ -52,9 +54,10 @@ def read_and_insert(device: Device, extents: Extents, pending: Pending) -> int:
     check_extents(device, extents)
     entry: Cached | None
     block: cython.ulonglong
+    i: cython.Py_ssize_t
     started: cython.int = 0
-    for db, count, _ in extents:
-        for block in range(db, db + count):
+    for i in range(extents.n):
+        for block in range(extents.db(i), extents.db(i) + extents.count(i)):
             entry = device.get(block)
             if entry is not None:
                 if entry.flags & _READING:
@@ -83,81 +86,119 @@ def _start(device: Device, entry: Cached, page: cython.ulonglong) -> None:
 def bind(
     device: Device,
     parent: Cached,
-    capability: int,
+    capability: Any,
     extents: Extents,
     pending: Pending | None,
-    *,
-    quarantined_only: bool,
-) -> int:
+    quarantined_only: cython.bint,
+) -> cython.long:
     """Bind the extents (block, count, partition) to `parent`, reading what is not in core; how many reads start.
 
     With `quarantined_only` (insert_attr) blocks must be in core already.
     """
-    xtype = parent.xtype
-    assert xtype is not None and xtype.template is not None
     check_extents(device, extents)
-    access = device.access_to_children(parent)
+    access: Access = device.access_to_children(parent)
     if capability not in access.read:
         raise BadCapability(f"the guard of block {parent.db} does not let this capability read")
-    meta = device.pages.view(parent.page)
-    owned: dict[int, array[int]] = {}
-    since = xtype.template.spent
-    io: DeviceIo = device.io
-    for db, count, part in extents:
-        its = owned.get(part)
-        if its is None:
-            its = owned[part] = xtype.template.owns(meta, part)
-            xtype.template.bound(since)
-        if not udf.owns(its, db, count):
-            raise NotOwned(f"partition {part} of block {parent.db} does not own {count} blocks at {db}")
+    asked = Owned(parent)
+    i: cython.Py_ssize_t
+    for i in range(extents.n):
+        _check_owned(device, parent, asked, extents.third(i), extents.db(i), extents.count(i))
     block: cython.ulonglong
     end: cython.ulonglong
     if quarantined_only:
-        for db, count, _ in extents:
-            for block in range(db, db + count):
+        for i in range(extents.n):
+            for block in range(extents.db(i), extents.db(i) + extents.count(i)):
                 if device.get(block) is None:
                     raise NotInCore(f"block {block} is not in the registry")
     entry: Cached | None
     child: XnType
-    started: cython.int = 0
-    hits: cython.int = 0
-    number: cython.uint
-    if any(kind not in device.types for triples in owned.values() for kind in triples[2::3]):
-        for db, count, part in extents:
-            for block in range(db, db + count):
-                device.type_of(udf.kind_of(owned[part], block))  # before the first block leaves quarantine
+    started: cython.long = 0
+    hits: cython.long = 0
+    run: cython.Py_ssize_t
     registry: Registry = device.registry
     base: cython.ulonglong = device.number << 44
-    for db, count, part in extents:
-        number = part
-        its = owned[part]
+    for i in range(extents.n):
+        part: cython.uint = extents.third(i)
+        its = asked.by(part)
         run_end: cython.ulonglong = 0
-        block = db
-        end = block + count
+        block = extents.db(i)
+        end = block + extents.count(i)
         entry = None
         while block < end:
             if block >= run_end:
-                kind, run_end = udf.run_of(its, block)
-                child = device.type_of(kind)
+                run = udf.run_of(its, block)
+                child = device.type_of(udf.kind(its, run))
+                run_end = udf.end(its, run)
             entry = registry.after(entry, base | block)
             if entry is None:
                 absent: cython.ulonglong = _absent(device, block, min(end, run_end, block + _RUN))
-                _bring_in(device, parent, number, child, access, block, absent - block, pending)
+                _bring_in(device, parent, part, child, access, block, absent - block, pending)
                 started += absent - block
                 block = absent
                 continue
-            else:
-                if entry.flags & _QUARANTINE:
-                    _leave_quarantine(device, entry, access)
-                    _adopt(device, entry, parent, number, child)
-                    device.registry.publish(entry)
-                device.registry.touch(entry)
-                hits += 1
-                if entry.flags & _READING and pending is not None:
-                    io.await_read(entry, pending)
+            if entry.flags & _QUARANTINE:
+                _leave_quarantine(device, entry, access)
+                _adopt(device, entry, parent, part, child)
+                registry.publish(entry)
+            registry.touch(entry)
+            hits += 1
+            if entry.flags & _READING and pending is not None:
+                device.io.await_read(entry, pending)
             block += 1
     device.counters.add("registry_hits", hits)
     return started
+
+
+class Owned:
+    """What `owns` says of the partitions of a block, each asked at most once and remembered with the block.
+
+    All that is asked for one call is bounded together."""
+
+    __slots__ = ("_asked", "_parent", "_since")
+
+    def __init__(self, parent: Cached) -> None:
+        self._parent = parent
+        self._asked: dict[int, Any] | None = None
+        self._since = parent.xtype.template.spent
+
+    def by(self, part: cython.uint) -> Any:
+        """The canonical set of a partition.  Raises UdfFailed."""
+        parent: Cached = self._parent
+        xtype: XnType = parent.xtype
+        if not xtype.traced:
+            remembered = parent.memo.get(part)
+            if remembered is not None:
+                return remembered[0]
+        if self._asked is None:
+            self._asked = {}
+        its = self._asked.get(part)
+        if its is None:
+            its = self._asked[part] = xtype.template.owns(parent.device.pages.view(parent.page), part)
+            xtype.template.bound(self._since)
+            if not xtype.traced:
+                parent.memo[part] = (its, None, None)  # verification asks the others when it needs them
+        return its
+
+
+def _check_owned(
+    device: Device,
+    parent: Cached,
+    asked: Owned,
+    part: cython.uint,
+    db: cython.ulonglong,
+    count: cython.ulonglong,
+) -> None:
+    """The partition owns all these blocks, and their types are in use: before the first of them leaves quarantine.
+    Raises NotOwned or WrongType."""
+    run: cython.Py_ssize_t
+    end: cython.ulonglong = db + count
+    its = asked.by(part)
+    if not udf.owns(its, db, count):
+        raise NotOwned(f"partition {part} of block {parent.db} does not own {count} blocks at {db}")
+    while db < end:
+        run = udf.run_of(its, db)
+        device.type_of(udf.kind(its, run))
+        db = udf.end(its, run)
 
 
 def _absent(device: Device, block: cython.ulonglong, end: cython.ulonglong) -> cython.ulonglong:

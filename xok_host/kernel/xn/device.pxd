@@ -2,13 +2,15 @@
 from xok_host.kernel.pages cimport Access, Arena, Pages
 from xok_host.kernel.tables cimport Counters
 from xok_host.kernel.xn.freemap cimport FreeMap
+from xok_host.kernel.xn.io cimport DeviceIo
 from xok_host.kernel.xn.registry cimport Cached, Registry
 from xok_host.kernel.xn.types cimport XnType
 
 
 cdef class Device:
-    cdef public object kernel, superblock, catalogue, own_arena, quarantine, io, reports
-    cdef public unsigned long long number
+    cdef public object kernel, superblock, catalogue, own_arena, quarantine, reports
+    cdef public unsigned long long number, first, end
+    cdef public DeviceIo io
     cdef public Registry registry
     cdef public Pages pages
     cdef public Counters counters

@@ -48,6 +48,9 @@ class Device:
         self.kernel = kernel
         self.number = number
         self.superblock = superblock
+        self.first = superblock.first
+        """Blocks from there on, below `end`, are what libFSes use."""
+        self.end = superblock.nblocks
         self.registry: Registry = kernel.registry
         self.pages: Pages = kernel.pages
         self.counters: Counters = kernel.counters

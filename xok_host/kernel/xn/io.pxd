@@ -1,6 +1,6 @@
 # C-level declarations of io.py.
 from xok_host.kernel.pages cimport Arena, Pages
-from xok_host.kernel.request cimport IoRequest, Piece
+from xok_host.kernel.request cimport IoRequest, Piece, requests
 from xok_host.kernel.tables cimport Counters
 from xok_host.kernel.xn.pending cimport Pending
 from xok_host.kernel.xn.registry cimport Cached, Registry
@@ -14,6 +14,7 @@ cdef class Flight(Piece):
     cdef public unsigned long long sequence
     cdef public int mask, parts, error
     cdef public bint written
+    cdef begin(self, DeviceIo io, blocks, int mask, Pending pending)
 
 
 cdef class Part(Piece):
@@ -24,6 +25,7 @@ cdef class ReadIn(Piece):
     cdef public list blocks
     cdef public Pending pending
     cdef DeviceIo io
+    cdef begin(self, DeviceIo io, blocks, Pending pending)
 
 
 cdef class OwnSector(Piece):
@@ -53,9 +55,11 @@ cdef class DeviceIo:
     cpdef done(self, unsigned long long token, int errno)
     cpdef await_read(self, Cached entry, Pending pending)
     cdef read_in(self, ReadIn read, int errno)
-    cpdef tuple write_extent(self, unsigned long long db, unsigned long long count, int mask, Pending pending)
+    cpdef read(self, blocks, Pending pending)
+    cpdef write_extent(self, unsigned long long db, unsigned long long count, int mask, Pending pending)
     cpdef long write(self, Cached entry, int mask, Pending pending) except -1
     cdef int _tainted(self, Cached entry, int wanted, Pending pending) except -1
+    cdef _send(self, run, Pending pending)
     cdef landed(self, Flight flight)
     cdef _changed(self, Cached entry)
     cdef _settle(self, Cached entry)

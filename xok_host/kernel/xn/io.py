@@ -13,7 +13,7 @@ IO-6  A device that says that it is gone, or has written nothing for FAILED_NS i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cython
 
@@ -66,7 +66,7 @@ class Flight(Piece):
 
     __slots__ = ("blocks", "error", "io", "mask", "parts", "pending", "sequence", "written")
 
-    def __init__(self, io: DeviceIo, blocks: list[Cached], mask: cython.int, pending: Pending | None) -> None:
+    def begin(self, io: DeviceIo, blocks: Any, mask: cython.int, pending: Pending | None) -> None:
         entry: Cached = blocks[0]
         self.io = io
         self.blocks = blocks
@@ -111,7 +111,7 @@ class ReadIn(Piece):
 
     __slots__ = ("blocks", "io", "pending")
 
-    def __init__(self, io: DeviceIo, blocks: list[Cached], pending: Pending | None) -> None:
+    def begin(self, io: DeviceIo, blocks: Any, pending: Pending | None) -> None:
         entry: Cached = blocks[0]
         self.sector = entry.db * _SECTORS
         self.page = entry.landing
@@ -191,6 +191,8 @@ class DeviceIo:
     def take(self) -> list[IoRequest]:
         """Queued I/O as sorted, merged requests."""
         out: list[IoRequest] = []
+        if not (self._reads or self._writes or self._barriers):
+            return out
         counters = self._counters
         if self._reads:
             out = requests(IoOp.READ, self._number, self._reads)
@@ -203,10 +205,10 @@ class DeviceIo:
             counters.add("disk_blocks_written", _blocks(self._writes))
             self._writes = []
             out += writes
-        for barrier in self._barriers:
-            out.append(IoRequest(IoOp.FLUSH, self._number, 0, [], [barrier]))
-            counters.add("disk_flushes")
-        self._barriers.clear()
+        if self._barriers:
+            out += [IoRequest(IoOp.FLUSH, self._number, 0, [], [barrier]) for barrier in self._barriers]
+            counters.add("disk_flushes", len(self._barriers))
+            self._barriers = []
         request: IoRequest
         for request in out:
             request.token = self._next_token << 8 | self._number
@@ -228,12 +230,14 @@ class DeviceIo:
 
     # ---- reads
 
-    def read(self, blocks: list[Cached], pending: Pending | None) -> None:
+    def read(self, blocks: Any, pending: Pending | None) -> None:
         """Queue a read of neighbouring blocks, which are marked as being read, to their `landing` pages, at most
         MAX_RUN in one chunk; `pending` waits for it."""
         if pending is not None:
             pending.held += 1
-        self._reads.append(ReadIn(self, blocks, pending))
+        read: ReadIn = ReadIn.__new__(ReadIn)
+        read.begin(self, blocks, pending)
+        self._reads.append(read)
 
     def await_read(self, entry: Cached, pending: Pending) -> None:
         """`pending` waits for the read of the block that is on its way."""
@@ -285,14 +289,10 @@ class DeviceIo:
 
     # ---- writes
 
-    def write_extent(
-        self, db: cython.ulonglong, count: cython.ulonglong, mask: cython.int, pending: Pending
-    ) -> tuple[int, int]:
-        """`write` of blocks that are in core; how many runs of sectors and how many blocks that are."""
+    def write_extent(self, db: cython.ulonglong, count: cython.ulonglong, mask: cython.int, pending: Pending) -> None:
+        """`write` of blocks that are in core; `pending` counts runs of sectors, and blocks."""
         block: cython.ulonglong
         page: cython.ulonglong = 0
-        pieces: cython.long = 0
-        blocks: cython.long = 0
         runs: cython.long
         entry: Cached | None = None
         run: list[Cached] = []
@@ -311,22 +311,23 @@ class DeviceIo:
                     self._send(run, pending)
                     run = []
                 runs = self.write(entry, mask, pending)
-            pieces += runs
-            blocks += runs > 0
+            pending.r0 += runs
+            pending.r1 += runs > 0
         if run:
             self._send(run, pending)
-        return pieces, blocks
 
-    def _send(self, run: list[Cached], pending: Pending) -> None:
+    def _send(self, run: Any, pending: Pending) -> None:
         """Start writing plain data, whole blocks that are neighbours on the disk and in memory."""
         entry: Cached
-        flight: Flight = Flight(self, run, _ALL, pending)
+        flight: Flight = Flight.__new__(Flight)
+        flight.begin(self, run, _ALL, pending)
         alone = (flight,)
+        registry = self._registry
         for entry in run:
             entry.flights = (*entry.flights, flight) if entry.flights else alone
             entry.dirty = 0
             entry.in_flight = _ALL
-            self._registry.show_state(entry)
+            registry.show_state(entry)
         self._pages.hold_run(flight.page, len(run))
         self._writes.append(flight)
         pending.held += 1
@@ -354,7 +355,8 @@ class DeviceIo:
             wanted, said = reports.admit(entry, wanted, pending)
         if not wanted:
             return 0
-        flight: Flight = Flight(self, [entry], wanted, pending)
+        flight: Flight = Flight.__new__(Flight)
+        flight.begin(self, [entry], wanted, pending)
         if heard:
             reports.sent(entry, flight, said)
         entry.flights = (*entry.flights, flight)

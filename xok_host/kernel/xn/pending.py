@@ -18,6 +18,9 @@ class Pending:
     __slots__ = ("data", "error", "finish", "held", "r0", "r1", "spent")
 
     def __init__(self, finish: Callable[[Pending], None]) -> None:
+        self.begin(finish)
+
+    def begin(self, finish: Callable[[Pending], None]) -> None:
         self.finish = finish
         self.held = 1
         self.error: XokError | None = None
@@ -41,3 +44,14 @@ class Pending:
         self.held -= 1
         if not self.held:
             self.finish(self)
+
+
+def new_pending() -> Pending:
+    """Of a call; what completes within it is answered by the call, and nobody need be told."""
+    pending: Pending = Pending.__new__(Pending)
+    pending.begin(_ignore)
+    return pending
+
+
+def _ignore(pending: Pending) -> None:
+    pass

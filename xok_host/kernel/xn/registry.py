@@ -54,6 +54,8 @@ _NO_SECTORS = (0,) * SECTORS
 _NOTHING = ()
 
 
+@cython.freelist(512)
+@cython.cclass
 class Cached:
     """One block in core.
 
@@ -175,7 +177,8 @@ class Cached:
         """The environment in whose share it is counted while it cannot leave (`apply.charge`)."""
         self.lock = 0
         self.memo: Any = None
-        """Partition to what its UDFs say of the present contents: (owns, canonical; refs; refcnt), arrays."""
+        """Partition to what its UDFs say of the present contents: (owns, canonical; refs; refcnt), arrays; the last two
+        None until verification asks for them."""
 
     def become_metadata(self) -> None:
         """The block turns out to be structured: it may own, wait and be waited for."""

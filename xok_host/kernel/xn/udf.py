@@ -221,7 +221,7 @@ def _minus(left: array, right: array) -> array:  # type: ignore[type-arg]
     return out
 
 
-def owns(extents: array[int], block: cython.ulonglong, count: cython.ulonglong, kind: cython.ulonglong = 0) -> bool:
+def owns(extents: Any, block: cython.ulonglong, count: cython.ulonglong, kind: cython.ulonglong = 0) -> cython.bint:
     """Whether a canonical set holds all `count` blocks at `block` (with type `kind`, unless that is 0)."""
     v: cython.p_ulonglong = words(extents)
     low: cython.Py_ssize_t = 0
@@ -248,23 +248,32 @@ def owns(extents: array[int], block: cython.ulonglong, count: cython.ulonglong, 
     return False
 
 
-def run_of(extents: array[int], block: int) -> tuple[int, int]:
-    """The type with which a canonical set owns a block, and the block behind the last of that run; (0, 0) if it does
-    not own it."""
+def run_of(extents: Any, block: cython.ulonglong) -> cython.Py_ssize_t:
+    """The number of the run by which a canonical set owns a block; -1 if it does not."""
     v: cython.p_ulonglong = words(extents)
-    wanted: cython.ulonglong = block
     i: cython.Py_ssize_t
-    for i in range(len(extents) // 3):
-        if v[3 * i] > wanted:
+    for i in range(length(extents) // 3):
+        if v[3 * i] > block:
             break
-        if wanted - v[3 * i] < v[3 * i + 1]:
-            return v[3 * i + 2], v[3 * i] + v[3 * i + 1]
-    return 0, 0
+        if block - v[3 * i] < v[3 * i + 1]:
+            return i
+    return -1
 
 
-def kind_of(extents: array[int], block: int) -> int:
+def kind(extents: Any, run: cython.Py_ssize_t) -> cython.ulonglong:
+    """The type of a run that there is."""
+    return words(extents)[3 * run + 2]
+
+
+def end(extents: Any, run: cython.Py_ssize_t) -> cython.ulonglong:
+    """The block behind a run that there is."""
+    return words(extents)[3 * run] + words(extents)[3 * run + 1]
+
+
+def kind_of(extents: Any, block: cython.ulonglong) -> cython.ulonglong:
     """The type with which a canonical set owns a block; 0 if it does not."""
-    return run_of(extents, block)[0]
+    run: cython.Py_ssize_t = run_of(extents, block)
+    return 0 if run < 0 else kind(extents, run)
 
 
 def intersect(left: array[int], right: array[int]) -> bool:

@@ -73,7 +73,9 @@ def check_guard(t: Transaction, shadow: Shadow) -> None:
 
 
 def remembered(touched: Touched) -> tuple[array[int], array[int], array[int]]:
-    """What the partition's UDFs say of the block before the transaction: (owns, refs, refcnt)."""
+    """What the partition's UDFs say of the block before the transaction: (owns, refs, refcnt).
+
+    Binding remembers what owns says, and None for the others."""
     shadow: Shadow = touched.shadow
     if touched.said is None:
         if shadow.fresh:
@@ -81,7 +83,7 @@ def remembered(touched: Touched) -> tuple[array[int], array[int], array[int]]:
         else:
             memo: dict[int, tuple[array[int], array[int], array[int]]] = shadow.entry.memo
             touched.said = memo.get(touched.part)
-            if touched.said is None:
+            if touched.said is None or touched.said[1] is None:
                 touched.said = ask(shadow.entry.xtype, shadow.before, touched.part, shadow.entry.db)
                 memo[touched.part] = touched.said
     return touched.said
