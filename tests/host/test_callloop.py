@@ -22,7 +22,7 @@ from xok_host.host.callloop import CallLoop
 from xok_host.host.memory import Shared, allocate
 
 
-class EchoKernel:
+class EchoKernel(callloop.Kernel):
     """NULL answers at once, FLUSH when told to, INFO is refused, ROOT is a bug."""
 
     def __init__(self) -> None:
@@ -49,12 +49,6 @@ class EchoKernel:
     def chunk_descriptor(self, chunk: int, writable: bool) -> int:
         self.chunk = self.chunk or allocate("chunk", 4096, private=False)
         return self.chunk.writer if writable else self.chunk.reader
-
-    def before_turn(self) -> None:
-        pass
-
-    def after_turn(self) -> None:
-        pass
 
 
 class Peer:
@@ -336,16 +330,19 @@ def test_a_sleep_ends_by_itself(loop: CallLoop) -> None:
     assert not Peer(loop, 1).ring.sleep(1_000_000)
 
 
-@pytest.mark.parametrize("word", [2, 0xFFFF_FFFF])
-def test_who_lies_about_sleeping_gets_a_doorbell_or_a_wake(loop: CallLoop, word: int) -> None:
+@pytest.mark.parametrize("word", [channel.HERE, channel.ASLEEP, 3, 0xFFFF_FFFF])
+def test_who_lies_about_sleeping_gets_what_it_claims_to_need(loop: CallLoop, word: int) -> None:
+    """Nothing, a wake, or a doorbell whatever else is in the word; who slept is said to be awake."""
     peer = Peer(loop, 1)
-    for value in (word, 1):
-        struct.pack_into("<I", peer.memory, channel.CQ_SLEEP, value)
-        peer.submit(CallNumber.NULL, 1)
-        peer.bell()
-        loop.turn(0)
-        assert rung(peer) == (value != 1)
-        assert len(peer.take()) == 1
+    struct.pack_into("<I", peer.memory, channel.CQ_SLEEP, word)
+    peer.submit(CallNumber.NULL, 1)
+    peer.bell()
+    loop.turn(0)
+    assert rung(peer) == (word not in (channel.HERE, channel.ASLEEP))
+    assert struct.unpack_from("<I", peer.memory, channel.CQ_SLEEP) == (
+        channel.HERE if word == channel.ASLEEP else word,
+    )
+    assert len(peer.take()) == 1
 
 
 def test_a_doorbell_that_can_take_no_more_keeps_only_its_owner_waiting(loop: CallLoop) -> None:

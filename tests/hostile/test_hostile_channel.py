@@ -89,7 +89,7 @@ def main(env, argv):
     end = time.monotonic() + 1.2
     while time.monotonic() < end:
         cookie = env.submit("transact", cap=toy.cap, data=data)
-        spot[0] = channel.DATA_OFFSET + env.ring._areas[cookie].out_offset - len(data) + where
+        spot[0] = channel.DATA_OFFSET + env.ring._areas[cookie % channel.COMPLETIONS].out_offset - len(data) + where
         done = env.wait(cookie)
         spot[0] = None
         name = type(errors.by_code(done.code)).__name__ if done.code else "done"

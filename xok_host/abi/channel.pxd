@@ -1,20 +1,28 @@
 # C-level declarations of channel.py.
 cdef class Entry:
-    cdef public object number, flags, cap, cookie, a0, a1, a2, a3, data, out_offset, out_bytes
+    cdef public unsigned short number, flags
+    cdef public unsigned int cap, out_offset, out_bytes
+    cdef public unsigned long long cookie, a0, a1, a2, a3
+    cdef public bytes data
 
 
 cdef class Completion:
-    cdef public object cookie, code, r0, r1, data
+    cdef public unsigned long long cookie
+    cdef public int code
+    cdef public object r0, r1, data
 
 
 cdef unsigned int _wrap(long long index) noexcept
+cdef unsigned long long _low64(value) except? 0xFFFFFFFFFFFFFFFF
+cdef long _whole_words(long nbytes) noexcept
 
 
 cdef class _Ring:
     cdef public object memory
     cdef unsigned int[::1] _words
-    cpdef unsigned int _load(self, long at) except? 0
-    cpdef _store(self, long at, unsigned long long value)
+    cdef char *_start
+    cpdef unsigned int _load(self, long at) except? 0xFFFFFFFF
+    cpdef _store(self, long at, unsigned int value)
     cdef char *_base(self) except NULL
     cdef bytes _copy_out(self, long offset, long nbytes)
     cdef _copy_in(self, long offset, bytes data)
@@ -23,12 +31,12 @@ cdef class _Ring:
 cdef class KernelRing(_Ring):
     cdef public unsigned int _sq_head, _cq_tail
     cdef public long owed
-    cpdef unsigned int pending(self) except? 0
-    cpdef long room(self) except? 0
+    cpdef unsigned int pending(self) except? 0xFFFFFFFF
+    cpdef long room(self) except -1
     cpdef Entry take(self)
     cpdef bint wake(self) except -1
-    cpdef complete(self, Entry entry, object code, object r0=*, object r1=*, bytes data=*)
-    cdef _push(self, cookie, code, nbytes, r0, r1)
+    cpdef complete(self, Entry entry, int code, object r0=*, object r1=*, bytes data=*)
+    cdef _push(self, unsigned long long cookie, int code, unsigned int nbytes, r0, r1)
 
 
 cdef class _Area:
@@ -38,11 +46,13 @@ cdef class _Area:
 
 cdef class ClientRing(_Ring):
     cdef public unsigned int _sq_tail, _cq_head
-    cdef public object _next_cookie, _oldest
-    cdef public dict _areas
+    cdef public unsigned long long _next_cookie, _oldest
+    cdef public list _areas
     cdef public long _begin, _free_at, _held
-    cpdef push(self, int number, tuple scalars=*, object cap=*, bytes data=*, long out_bytes=*, int flags=*)
-    cpdef int outstanding(self) except -1
+    cpdef unsigned long long push(
+        self, int number, tuple scalars=*, unsigned int cap=*, bytes data=*, long out_bytes=*, int flags=*
+    ) except 0
+    cpdef long outstanding(self) except -1
     cpdef publish(self)
     cpdef bint wait_here(self, bint here) except -1
     cpdef bint sleep(self, long long ns) except -1

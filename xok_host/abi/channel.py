@@ -15,9 +15,11 @@ nothing; it answers into the completion ring and into the result area the entry 
 CH-2  All indices are free-running u32, masked on use: no value of theirs reaches outside.
 CH-3  xokd takes at most what the completion ring can answer, so it never waits for a libOS that does not read.
 CH-4  Operand and result ranges are clipped to the data area; a range that does not fit is `BadCall`.
-CH-5  An index is stored and loaded whole; the host is little-endian, like everything in the ring.
-CH-6  `cq_sleep` is 1 while the libOS waits in this ring: it sleeps on that word (futex), after it looked for answers
-      once more.  Then xokd stores 0 and wakes it in place of its doorbell.
+CH-5  An index is stored and loaded whole, and whoever sees it sees what was written before it; the host is
+      little-endian, like everything in the ring.
+CH-6  `cq_sleep` says where the libOS is.  AWAY: ring its doorbell.  HERE: it will look for answers before it sleeps or
+      goes away, so nothing need be done.  ASLEEP: it sleeps on that word (futex), after it looked for answers once
+      more; xokd makes it HERE and wakes it.  Each side looks at what the other stores after a fence behind its own.
 """
 
 from __future__ import annotations
@@ -28,17 +30,20 @@ from typing import Any
 import cython
 
 if cython.compiled:
+    from cython.cimports.cpython.long import PyLong_AsUnsignedLongLongMask
     from cython.cimports.libc.string import memcpy
     from cython.cimports.xok_host.abi import futex
 else:
     from xok_host.abi import futex
 
 MAGIC = 0x4B4F5843
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct("<IIIIII")
 """magic, version, submission entries, completions, data offset, data bytes."""
 
 SQ_TAIL, SQ_HEAD, CQ_TAIL, CQ_HEAD, CQ_SLEEP = 64, 128, 192, 256, 320
+AWAY, HERE, ASLEEP = 0, 1, 2
+"""Values of `cq_sleep` (CH-6)."""
 SQ_OFFSET = 4096
 ENTRY = struct.Struct("<HHIQIIIIQQQQ")
 """call, flags, capability index, cookie, operand offset and bytes, result offset and bytes, a0 … a3."""
@@ -81,7 +86,10 @@ _DATA = cython.declare(cython.long, DATA_OFFSET)
 _DATA_BYTES = cython.declare(cython.ulonglong, DATA_BYTES)
 _SUBMISSIONS = cython.declare(cython.uint, SUBMISSIONS)
 _COMPLETIONS = cython.declare(cython.uint, COMPLETIONS)
-_UNANSWERED = cython.declare(cython.int, COMPLETIONS - 64)
+_UNANSWERED = cython.declare(cython.ulonglong, COMPLETIONS - 64)
+# Both are powers of two, so an index is masked with one less (CH-2).
+_ENTRY = cython.declare(cython.uint, SUBMISSIONS - 1)
+_COMPLETION = cython.declare(cython.uint, COMPLETIONS - 1)
 _ENTRIES_AT = cython.declare(cython.long, SQ_OFFSET)
 _COMPLETIONS_AT = cython.declare(cython.long, CQ_OFFSET)
 _SQ_TAIL = cython.declare(cython.long, SQ_TAIL)
@@ -89,8 +97,14 @@ _SQ_HEAD = cython.declare(cython.long, SQ_HEAD)
 _CQ_TAIL = cython.declare(cython.long, CQ_TAIL)
 _CQ_HEAD = cython.declare(cython.long, CQ_HEAD)
 _CQ_SLEEP = cython.declare(cython.long, CQ_SLEEP)
+_AWAY = cython.declare(cython.uint, AWAY)
+_HERE = cython.declare(cython.uint, HERE)
+_ASLEEP = cython.declare(cython.uint, ASLEEP)
 
 
+@cython.freelist(64)
+@cython.no_gc
+@cython.cclass
 class Entry:
     """A submission, already copied out of shared memory."""
 
@@ -123,6 +137,9 @@ class Entry:
         self.out_bytes = out_bytes
 
 
+@cython.freelist(64)
+@cython.no_gc
+@cython.cclass
 class Completion:
     """An answer, or (cookie 0) an event."""
 
@@ -145,6 +162,19 @@ def _wrap(index: cython.longlong) -> cython.uint:
     return index & _MASK32
 
 
+def _low64(value: Any) -> cython.ulonglong:
+    """What of an integer fits."""
+    if cython.compiled:
+        return PyLong_AsUnsignedLongLongMask(value)
+    else:
+        return value & _MASK64
+
+
+def _whole_words(nbytes: cython.long) -> cython.long:
+    """Operand space is handed out in words of eight bytes."""
+    return (nbytes + 7) & ~7
+
+
 class _Ring:
     def __init__(self, memory: memoryview) -> None:
         if len(memory) < RING_BYTES:
@@ -152,16 +182,26 @@ class _Ring:
         self.memory = memory
         # One load or store of the processor each (CH-5); `struct` would write zeros first, which the other side sees.
         self._words = memory[:RING_BYTES].cast("I")
+        if cython.compiled:
+            self._start = cython.cast(cython.p_char, cython.address(self._words[0]))
 
     def _load(self, at: cython.long) -> cython.uint:
-        return self._words[at >> 2]
+        if cython.compiled:
+            return futex.load(cython.cast(cython.p_uint, self._base() + at))
+        else:
+            return self._words[at >> 2]
 
-    def _store(self, at: cython.long, value: cython.ulonglong) -> None:
-        self._words[at >> 2] = value & _MASK32
+    def _store(self, at: cython.long, value: cython.uint) -> None:
+        if cython.compiled:
+            futex.store(cython.cast(cython.p_uint, self._base() + at), value)
+        else:
+            self._words[at >> 2] = value
 
     def _base(self) -> cython.p_char:
         """Where the memory begins: for compiled code."""
-        return cython.cast(cython.p_char, cython.address(self._words[0]))
+        if not self._start:
+            raise ValueError("the ring's memory has been let go")
+        return self._start
 
     def _copy_out(self, offset: cython.long, nbytes: cython.long) -> bytes:
         """Bytes of the data area; the range has been checked."""
@@ -183,6 +223,7 @@ class _Ring:
     def release(self) -> None:
         """Let go of the memory, so that it can be unmapped."""
         if cython.compiled:
+            self._start = cython.NULL
             self._words = None  # type: ignore[assignment]
         else:
             self._words.release()
@@ -217,7 +258,7 @@ class KernelRing(_Ring):
         """Copy out the next entry with its operands (CH-1); None when there is none or no room to answer (CH-3)."""
         if not self.pending() or not self.room():
             return None
-        at: cython.long = _ENTRIES_AT + (self._sq_head % _SUBMISSIONS) * 64
+        at: cython.long = _ENTRIES_AT + (self._sq_head & _ENTRY) * 64
         entry: Entry = Entry.__new__(Entry)
         in_off: cython.ulonglong
         in_len: cython.ulonglong
@@ -262,23 +303,22 @@ class KernelRing(_Ring):
         return True
 
     def wake(self) -> cython.bint:
-        """Answers are there: wake the libOS if it waits in the ring (CH-6).  False if its doorbell must ring."""
+        """Answers are there: wake the libOS if it sleeps in the ring (CH-6).  False if its doorbell must ring."""
         futex.fence()
-        if self._load(_CQ_SLEEP) != 1:
-            return False
-        self._store(_CQ_SLEEP, 0)
-        futex.wake(self._words, _CQ_SLEEP >> 2)
-        return True
+        where: cython.uint = self._load(_CQ_SLEEP)
+        if where == _ASLEEP and futex.exchange(self._words, _CQ_SLEEP >> 2, _ASLEEP, _HERE):
+            futex.wake(self._words, _CQ_SLEEP >> 2)
+        return where == _ASLEEP or where == _HERE
 
-    def _push(self, cookie: Any, code: Any, nbytes: Any, r0: Any, r1: Any) -> None:
-        at: cython.long = _COMPLETIONS_AT + (self._cq_tail % _COMPLETIONS) * 32
-        r0, r1 = r0 & _MASK64, r1 & _MASK64
+    def _push(self, cookie: cython.ulonglong, code: cython.int, nbytes: cython.uint, r0: Any, r1: Any) -> None:
+        at: cython.long = _COMPLETIONS_AT + (self._cq_tail & _COMPLETION) * 32
         if cython.compiled:
             header = cython.declare(CompletionHeader)
-            header.cookie, header.code, header.nbytes, header.r0, header.r1 = cookie, code, nbytes, r0, r1
+            header.cookie, header.code, header.nbytes = cookie, code, nbytes
+            header.r0, header.r1 = _low64(r0), _low64(r1)
             memcpy(self._base() + at, cython.address(header), 32)
         else:
-            COMPLETION.pack_into(self.memory, at, cookie, code, nbytes, r0, r1)
+            COMPLETION.pack_into(self.memory, at, cookie, code, nbytes, _low64(r0), _low64(r1))
         self._cq_tail = _wrap(self._cq_tail + 1)
         self._store(_CQ_TAIL, self._cq_tail)
 
@@ -288,12 +328,9 @@ class _Area:
 
     __slots__ = ("begin", "done", "end", "out_bytes", "out_offset")
 
-    def __init__(self, begin: cython.long, in_bytes: cython.long, out_bytes: cython.long) -> None:
-        self.begin = begin
-        self.end = begin + (in_bytes + out_bytes + 7) // 8 * 8
-        self.out_offset = begin + in_bytes
-        self.out_bytes = out_bytes
-        self.done = False
+    def __init__(self) -> None:
+        self.begin = self.end = self.out_offset = self.out_bytes = 0
+        self.done = True
 
 
 class ClientRing(_Ring):
@@ -307,8 +344,8 @@ class ClientRing(_Ring):
         self._sq_tail = self._load(SQ_TAIL)
         self._cq_head = self._load(CQ_HEAD)
         self._next_cookie = self._oldest = 1
-        self._areas: dict[int, _Area] = {}
-        """Of the entries from `_oldest` on, by cookie."""
+        self._areas = [_Area() for _ in range(COMPLETIONS)]
+        """Of the entries from `_oldest` on, by cookie modulo their number, which is greater than `_UNANSWERED`."""
         self._begin = 0
         self._free_at = 0
         self._held = 0
@@ -317,32 +354,41 @@ class ClientRing(_Ring):
         self,
         number: cython.int,
         scalars: tuple = (),  # type: ignore[type-arg]
-        cap: Any = 0,
+        cap: cython.uint = 0,
         data: bytes = b"",
         out_bytes: cython.long = 0,
         flags: cython.int = 0,
-    ) -> Any:
+    ) -> cython.ulonglong:
         """Queue one entry and return its cookie.  Raises `RingFull`.  xokd sees it after `publish`."""
-        if _wrap(self._sq_tail - self._load(_SQ_HEAD)) >= _SUBMISSIONS or len(self._areas) >= _UNANSWERED:
+        cookie: cython.ulonglong = self._next_cookie
+        if _wrap(self._sq_tail - self._load(_SQ_HEAD)) >= _SUBMISSIONS or cookie - self._oldest >= _UNANSWERED:
             raise RingFull
         in_bytes: cython.long = len(data)
         offset: cython.long = self._reserve(in_bytes + out_bytes)
-        cookie = self._next_cookie
         self._next_cookie = cookie + 1
-        self._areas[cookie] = _Area(offset, in_bytes, out_bytes)
+        area: _Area = self._areas[cookie & _COMPLETION]
+        area.begin = offset
+        area.end = offset + _whole_words(in_bytes + out_bytes)
+        area.out_offset, area.out_bytes = offset + in_bytes, out_bytes
+        area.done = False
         if in_bytes:
             self._copy_in(offset, data)
-        at: cython.long = _ENTRIES_AT + (self._sq_tail % _SUBMISSIONS) * 64
+        at: cython.long = _ENTRIES_AT + (self._sq_tail & _ENTRY) * 64
         n: cython.Py_ssize_t = len(scalars)
         if cython.compiled:
             header = cython.declare(EntryHeader)
             header.number, header.flags, header.cap, header.cookie = number, flags, cap, cookie
             header.in_offset, header.in_bytes, header.out_offset = offset, in_bytes, offset + in_bytes
             header.out_bytes = out_bytes
-            header.a0 = scalars[0] if n > 0 else 0
-            header.a1 = scalars[1] if n > 1 else 0
-            header.a2 = scalars[2] if n > 2 else 0
-            header.a3 = scalars[3] if n > 3 else 0
+            header.a0 = header.a1 = header.a2 = header.a3 = 0
+            if n > 0:
+                header.a0 = scalars[0]
+            if n > 1:
+                header.a1 = scalars[1]
+            if n > 2:
+                header.a2 = scalars[2]
+            if n > 3:
+                header.a3 = scalars[3]
             memcpy(self._base() + at, cython.address(header), 64)
         else:
             operands = (offset, in_bytes, offset + in_bytes, out_bytes)
@@ -350,28 +396,32 @@ class ClientRing(_Ring):
         self._sq_tail = _wrap(self._sq_tail + 1)
         return cookie
 
-    def outstanding(self) -> cython.int:
-        """Entries queued whose answers were not taken."""
-        return len(self._areas)
+    def outstanding(self) -> cython.long:
+        """Entries queued whose operand space has not come back: all those whose answers were not taken, at least."""
+        return self._next_cookie - self._oldest
 
     def publish(self) -> None:
-        self._store(SQ_TAIL, self._sq_tail)
+        self._store(_SQ_TAIL, self._sq_tail)
 
     def wait_here(self, here: cython.bint) -> cython.bint:
         """Begin to wait in the ring, so that no doorbell rings, or end it (CH-6).  Whether answers are there."""
-        self._store(_CQ_SLEEP, here)
+        self._store(_CQ_SLEEP, _HERE if here else _AWAY)
         futex.fence()
         return self._cq_head != self._load(_CQ_TAIL)
 
     def sleep(self, ns: cython.longlong) -> cython.bint:
         """Sleep until an answer or event is there, at most `ns` nanoseconds; False if it was that long."""
-        return self.wait_here(True) or futex.sleep(self._words, _CQ_SLEEP >> 2, 1, ns) != 0
+        self._store(_CQ_SLEEP, _ASLEEP)
+        futex.fence()
+        if self._cq_head != self._load(_CQ_TAIL):
+            return True
+        return futex.sleep(self._words, _CQ_SLEEP >> 2, _ASLEEP, ns) != 0
 
     def pop(self) -> Completion | None:
         """The next completion or event, or None."""
         if self._cq_head == self._load(_CQ_TAIL):
             return None
-        at: cython.long = _COMPLETIONS_AT + (self._cq_head % _COMPLETIONS) * 32
+        at: cython.long = _COMPLETIONS_AT + (self._cq_head & _COMPLETION) * 32
         done: Completion = Completion.__new__(Completion)
         nbytes: cython.long
         if cython.compiled:
@@ -385,7 +435,7 @@ class ClientRing(_Ring):
         self._store(_CQ_HEAD, self._cq_head)
         done.data = b""
         if done.cookie:
-            area: _Area = self._areas[done.cookie]
+            area: _Area = self._areas[done.cookie & _COMPLETION]
             if nbytes:
                 done.data = self._copy_out(area.out_offset, min(nbytes, area.out_bytes))
             area.done = True
@@ -395,7 +445,7 @@ class ClientRing(_Ring):
 
     def _reserve(self, nbytes: cython.long) -> cython.long:
         """Room for `nbytes` in the data area, which is used as a ring: [begin, free_at) is held."""
-        nbytes = (nbytes + 7) // 8 * 8
+        nbytes = _whole_words(nbytes)
         size: cython.long = DATA_BYTES
         if nbytes > size:
             raise ValueError(f"operands of {nbytes} bytes, at most {DATA_BYTES}")
@@ -413,9 +463,11 @@ class ClientRing(_Ring):
 
     def _release(self) -> None:
         """Areas come back in the order of submission, as far as they are done."""
-        area: _Area | None
-        while (area := self._areas.get(self._oldest)) is not None and area.done:
-            del self._areas[self._oldest]
+        area: _Area
+        while self._oldest != self._next_cookie:
+            area = self._areas[self._oldest & _COMPLETION]
+            if not area.done:
+                break
             self._oldest += 1
             if area.begin != area.end:
                 self._held -= area.end - area.begin

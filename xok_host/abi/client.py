@@ -39,6 +39,11 @@ from xok_host.abi.channel import ClientRing, Completion
 from xok_host.abi.types import BLOCK, CHUNK_BYTES, page_chunk, page_slot
 from xok_host.abi.views import CountersView, FreeMapView, RegistryView
 
+if cython.compiled:
+    from cython.cimports.xok_host.abi import futex
+else:
+    from xok_host.abi import futex
+
 DOORBELL = b"\1"
 """A message of xokd's: answers or events are there."""
 PATIENCE_NS = 1_000_000_000
@@ -50,7 +55,7 @@ MAX_DESCRIPTORS = 16
 LEAST_ROOM = 256
 """Bytes for results that every call has."""
 _LEAST_ROOM = cython.declare(cython.long, LEAST_ROOM)
-_COMPLETIONS = cython.declare(cython.int, ch.COMPLETIONS)
+_COMPLETIONS = cython.declare(cython.long, ch.COMPLETIONS)
 _NUMBERS: dict[str, int] = {name: int(call.number) for name, call in BY_NAME.items()}
 _CHUNK_MAP = cython.declare(cython.int, int(CallNumber.CHUNK_MAP))
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(4)
@@ -179,16 +184,17 @@ class Environment:
         self,
         name: str,
         scalars: tuple,  # type: ignore[type-arg]
-        cap: Any,
+        cap: cython.uint,
         data: Any,
         out_bytes: cython.long,
         flags: cython.int,
         then: Any,
-    ) -> Any:
+    ) -> cython.ulonglong:
         number: cython.int = _NUMBERS[name]
         if out_bytes < _LEAST_ROOM:
             out_bytes = _LEAST_ROOM
-        operand = data if type(data) is bytes else bytes(data)
+        operand: bytes = data if type(data) is bytes else bytes(data)
+        cookie: cython.ulonglong
         while True:
             try:
                 cookie = self.ring.push(number, scalars, cap, operand, out_bytes, flags)
@@ -205,12 +211,12 @@ class Environment:
     def ring_doorbell(self) -> None:
         """Make queued entries visible and wake xokd."""
         self.ring.publish()
-        os.eventfd_write(self._bell, 1)
+        futex.ring(self._bell)
 
-    def wait(self, cookie: Any) -> Completion:
+    def wait(self, cookie: cython.ulonglong) -> Completion:
         """The completion of `cookie`, waiting for it in this thread.  Raises Gone when xokd is."""
         self.dispatch()
-        if cookie not in self._done:
+        if not self._done or cookie not in self._done:
             self._wait_in_ring(cookie)
         return self._done.pop(cookie)
 
@@ -227,7 +233,7 @@ class Environment:
     def dispatch(self) -> cython.int:
         """Take all completions and events that are there, without waiting; how many there were."""
         count: cython.int = 0
-        outstanding: cython.int = self.ring.outstanding()
+        outstanding: cython.long = self.ring.outstanding()
         completion: Completion | None
         while (completion := self.ring.pop()) is not None:
             count += 1
@@ -267,14 +273,14 @@ class Environment:
         if not self.dispatch():
             self._wait_in_ring(0)
 
-    def _wait_in_ring(self, cookie: Any) -> None:
+    def _wait_in_ring(self, cookie: cython.ulonglong) -> None:
         """Ring, and wait until the completion of `cookie` was taken from the ring, or (0) anything was."""
         self.ring.wait_here(True)
         try:
             self.ring_doorbell()
             while True:
                 some = self.dispatch()
-                if cookie in self._done or some and not cookie:
+                if self._done and cookie in self._done or some and not cookie:
                     break
                 if not some and not self.ring.sleep(PATIENCE_NS):
                     self.drain()

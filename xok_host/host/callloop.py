@@ -18,12 +18,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
-from typing import Any, Protocol
 
 import cython
 
@@ -31,41 +28,45 @@ from xok_host.abi.calls import CallNumber, Event
 from xok_host.abi.channel import Completion, Entry, KernelRing
 from xok_host.abi.client import CHUNK_MESSAGE, DOORBELL
 from xok_host.abi.errors import LimitReached, XokError
+from xok_host.host.epoll import Epoll
 from xok_host.host.memory import Shared
 from xok_host.kernel.env import MAX_LOCKS
+
+if cython.compiled:
+    from cython.cimports.xok_host.host.epoll import monotonic_ns
+else:
+    from xok_host.host.epoll import monotonic_ns
 
 log = logging.getLogger("xok.callloop")
 
 TURN_ENTRIES = 64
 """Entries of one environment in one turn."""
-READY_AT_ONCE = 64
-"""Descriptors that one turn looks at; epoll has the others ready for the next."""
 TURN_SECONDS = 0.005
 """After which a turn ends early: 64 of the most expensive entries would keep the others waiting."""
-_CHUNK_MAP = int(CallNumber.CHUNK_MAP)
+_TURN_ENTRIES = cython.declare(cython.int, TURN_ENTRIES)
+_TURN_NS = cython.declare(cython.longlong, int(TURN_SECONDS * 1e9))
+_CHUNK_MAP = cython.declare(cython.int, int(CallNumber.CHUNK_MAP))
 MAX_EVENTS = 2 * MAX_LOCKS + 64
 """Events that may wait for room in one completion ring; more end the environment.  What others do to it cannot be that
 much: one event of each kind waits for each lock, and it can hold no further locks while it takes no answers."""
 
 
-class Kernel(Protocol):
-    """What the loop asks of the kernel."""
+class Kernel:
+    """What the loop asks of the kernel: a base for `Turns`, and for a kernel of a few lines."""
 
-    def execute(self, env: int, entry: Entry) -> Completion | None:
+    def execute(self, env: cython.long, entry: Entry) -> Completion | None:
         """Carry out one entry; None when it completes later, through the loop's `complete`."""
-        ...
+        raise NotImplementedError
 
     def chunk_descriptor(self, chunk: int, writable: bool) -> int:
         """The memory file behind a CHUNK_MAP that was allowed; the kernel's side keeps owning it."""
-        ...
+        raise NotImplementedError
 
     def before_turn(self) -> None:
         """Something is ready: take the time."""
-        ...
 
     def after_turn(self) -> None:
-        """Everything that was ready has been carried out: start the disk's requests, meet deadlines."""
-        ...
+        """Everything that was ready has been carried out: start the disk's requests, hand out completions."""
 
 
 class _Client:
@@ -89,7 +90,7 @@ class _Pending:
 
     __slots__ = ("client", "cookie", "entry")
 
-    def __init__(self, client: _Client, entry: Entry, cookie: int) -> None:
+    def __init__(self, client: _Client, entry: Entry, cookie: cython.ulonglong) -> None:
         self.client = client
         self.entry = entry
         self.cookie = cookie
@@ -108,11 +109,11 @@ class CallLoop:
     def __init__(self, kernel: Kernel, on_flood: Callable[[int], None]) -> None:
         self._kernel = kernel
         self._on_flood = on_flood
-        self._epoll = select.epoll()
+        self._epoll = Epoll()
         self._clients: dict[int, _Client] = {}
         self._by_fd: dict[int, _Client] = {}
         self._handlers: dict[int, Callable[[], None]] = {}
-        self._ready: deque[_Client] = deque()
+        self._ready: list[_Client] = []
         self._to_wake: list[_Client] = []
         self._pending: dict[int, _Pending] = {}
         self._next_token = 1
@@ -126,8 +127,8 @@ class CallLoop:
         client = _Client(env, sock, bell, memory)
         self._clients[env] = client
         self._by_fd[sock.fileno()] = self._by_fd[bell] = client
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
-        self._epoll.register(bell, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(sock.fileno())
+        self._epoll.register(bell, True)
 
     def remove(self, env: int) -> None:
         """The environment is dead: completions that still come for it go nowhere."""
@@ -146,7 +147,7 @@ class CallLoop:
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         """Call `handler` in a turn whenever `fd` is readable (the disk, trio's wake-up, signals)."""
         self._handlers[fd] = handler
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd)
 
     def unwatch(self, fd: int) -> None:
         del self._handlers[fd]
@@ -173,13 +174,15 @@ class CallLoop:
 
     # ---- turns
 
-    def turn(self, seconds: float = -1) -> None:
-        """Serve what is ready, waiting at most `seconds` for something (−1: for ever)."""
+    def turn(self, seconds: cython.double = -1) -> None:
+        """Serve what is ready, waiting at most `seconds` for something (less than 0: for ever)."""
         client: _Client | None
-        ready = self._epoll.poll(0 if self._ready else seconds, READY_AT_ONCE)
+        fd: cython.int
+        count: cython.int = self._epoll.wait(0 if self._ready else seconds)
         self.counts.turns += 1
         self._kernel.before_turn()
-        for fd, _ in ready:
+        for number in range(count):
+            fd = self._epoll.ready(number)
             client = self._by_fd.get(fd)
             if client is not None:
                 if fd == client.bell:
@@ -189,11 +192,8 @@ class CallLoop:
                     self._message(client)
             elif fd in self._handlers:
                 self._handlers[fd]()
-        for _ in range(len(self._ready)):
-            client = self._ready.popleft()
-            client.ready = False
-            if not client.gone:
-                self._serve(client)
+        if self._ready:
+            self._serve_all()
         self._kernel.after_turn()
         if self._to_wake:
             self._wake_all()
@@ -222,19 +222,29 @@ class CallLoop:
             client.ready = True
             self._ready.append(client)
 
+    def _serve_all(self) -> None:
+        """Everybody who is ready, once."""
+        client: _Client
+        clients, self._ready = self._ready, []
+        for client in clients:
+            client.ready = False
+            if not client.gone:
+                self._serve(client)
+
     def _serve(self, client: _Client) -> None:
+        """One client's share of a turn (CL-1)."""
         if client.events:
             self._post_events(client)
         entry: Entry | None
-        end: cython.double = monotonic() + TURN_SECONDS
-        for _ in range(TURN_ENTRIES):
+        began: cython.longlong = monotonic_ns()
+        for _ in range(_TURN_ENTRIES):
             entry = client.ring.take()
             if entry is None:
                 return
             self._carry_out(client, entry)
-            if client.gone:
+            if client.gone or not client.ring.pending():
                 return
-            if monotonic() > end:
+            if monotonic_ns() - began > _TURN_NS:
                 break
         self._make_ready(client)
 
@@ -250,7 +260,8 @@ class CallLoop:
     def _carry_out(self, client: _Client, entry: Entry) -> None:
         answer: Completion | None
         self.counts.entries += 1
-        cookie, entry.cookie = entry.cookie, self._next_token
+        cookie: cython.ulonglong = entry.cookie
+        entry.cookie = self._next_token
         self._next_token += 1
         try:
             answer = self._kernel.execute(client.env, entry)
@@ -270,9 +281,10 @@ class CallLoop:
         if pending is not None:
             self._answer(pending.client, pending.entry, pending.cookie, answer)
 
-    def _answer(self, client: _Client, entry: Entry, cookie: Any, answer: Completion) -> None:
+    def _answer(self, client: _Client, entry: Entry, cookie: cython.ulonglong, answer: Completion) -> None:
         entry.cookie = cookie
-        code, data = answer.code, answer.data
+        code: cython.int = answer.code
+        data = answer.data
         if entry.number == _CHUNK_MAP and not code and not client.gone:
             if not self._send_chunk(client, entry.a0, answer.r0 != 0):
                 code, data = LimitReached.code, b"the environment does not read its socket"

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import cython
 
 from xok_host.abi.calls import Event
 from xok_host.abi.channel import Completion, Entry
 from xok_host.host.callloop import CallLoop
+from xok_host.host.callloop import Kernel as Served
 from xok_host.host.carrier import Carrier
 from xok_host.kernel.kernel import Kernel
+
+if cython.compiled:
+    from cython.cimports.xok_host.host.epoll import time_ns
+else:
+    from xok_host.host.epoll import time_ns
 
 if TYPE_CHECKING:
     from xok_host.host.sharedmem import SharedChunks
 
 
-class Turns:
+class Turns(Served):
     """`own_slot` is the environment of xokd itself, which has no ring: its answers go to `on_own`.  All others' go to
     `loop`, which is set when there is one."""
 
@@ -40,7 +47,7 @@ class Turns:
     def before_turn(self) -> None:
         self._kernel.tick(time_ns())
 
-    def execute(self, env: Any, entry: Entry) -> Completion | None:
+    def execute(self, env: cython.long, entry: Entry) -> Completion | None:
         kernel: Kernel = self._kernel
         return kernel.execute(kernel.environments[env], entry)
 
@@ -62,7 +69,7 @@ class Turns:
             else:
                 loop.complete(Completion(cookie, code, r0, r1, data))
 
-    def wait_seconds(self) -> Any:
+    def wait_seconds(self) -> cython.double:
         """How long the loop may sleep: until the next lock's deadline (−1: for ever)."""
         deadline = self._kernel.locks.next_deadline()
         return -1 if deadline is None else max(0.001, (deadline - time_ns()) / 1e9)

@@ -91,8 +91,9 @@ class Xokd:
             # The registry's entries are many and live long: a collection that visits them all costs a call its time.
             gc.freeze()
             gc.set_threshold(100_000, 50, 100)
+            turn, wait_seconds = self.loop.turn, self.system.turns.wait_seconds
             while self._outcome is None:
-                self.loop.turn(self.system.turns.wait_seconds())
+                turn(wait_seconds())
             mailbox.close()
         finally:
             self.system.close()

@@ -6,7 +6,8 @@ from xok_host.kernel.xn.registry cimport Registry
 
 
 cdef class Core:
-    cdef public object tables, now
+    cdef public object tables
+    cdef public long long now
     cdef public Counters counters
     cdef public Registry registry
     cdef public Pages pages

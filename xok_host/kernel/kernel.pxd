@@ -5,6 +5,7 @@ from xok_host.kernel.env cimport Environment
 from xok_host.kernel.pages cimport Access, Arena
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.io cimport DeviceIo
+from xok_host.kernel.xn.locks cimport Locks
 from xok_host.kernel.xn.pending cimport Pending
 from xok_host.kernel.xn.registry cimport Cached, Registry
 
@@ -24,12 +25,12 @@ cdef class _Waiting:
 cdef class Kernel(Core):
     cdef public dict environments
     cdef public object completions
-    cdef public object locks
+    cdef public Locks locks
     cdef public Environment running
     cdef object _random_id
     cdef readonly dict _handlers
     cdef set _ids
-    cpdef tick(self, object now_ns)
+    cpdef tick(self, long long now_ns)
     cpdef list take_io(self)
     cpdef Completion execute(self, Environment env, Entry entry)
     cdef Completion _run(self, Environment env, Entry entry, _Group group)

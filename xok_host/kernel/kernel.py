@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import cython
 
@@ -33,7 +32,7 @@ from xok_host.kernel.dispatch import Dispatch, Handler
 from xok_host.kernel.env import MAX_PENDING, Environment
 from xok_host.kernel.pages import ROOTS, Access, Arena, Chunk, Memory
 from xok_host.kernel.request import IoRequest
-from xok_host.kernel.tables import Tables
+from xok_host.kernel.tables import INDEX, Tables
 from xok_host.kernel.xn import order, privileged, startup
 from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
 from xok_host.kernel.xn.io import DeviceIo
@@ -43,6 +42,8 @@ from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
 from xok_host.kernel.xn.startup import Then
 
 _CHAIN = int(EntryFlag.CHAIN)
+_PAGES_IN_USE = cython.declare(cython.int, INDEX["pages_in_use"])
+_PAGES_TOTAL = cython.declare(cython.int, INDEX["pages_total"])
 
 
 class _Group:
@@ -186,22 +187,24 @@ class Kernel(Core):
 
     # ---- turns
 
-    def tick(self, now_ns: Any) -> None:
+    def tick(self, now_ns: cython.longlong) -> None:
         self.now = now_ns
         if self.locks.next_deadline() is not None:
             self.locks.tick(now_ns)
-        self.counters.set("pages_in_use", self.pages.in_use)
-        self.counters.set("pages_total", self.pages.total)
+        self.counters.put(_PAGES_IN_USE, self.pages.in_use)
+        self.counters.put(_PAGES_TOTAL, self.pages.total)
 
     def take_io(self) -> list[IoRequest]:
         io: DeviceIo
+        device: Device
         out: list[IoRequest] = []
         for device in self.devices.values():
             io = device.io
             out += io.take()
-        for device in self.starting.values():
-            io = device.io
-            out += io.take()
+        if self.starting:
+            for device in self.starting.values():
+                io = device.io
+                out += io.take()
         return out
 
     def io_done(self, token: cython.ulonglong, errno: cython.int) -> None:

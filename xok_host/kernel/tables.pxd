@@ -4,3 +4,4 @@ cdef class Counters:
     cpdef add(self, str name, long count=*)
     cdef count(self, int index, long count)
     cpdef set(self, str name, unsigned long long value)
+    cdef put(self, int index, unsigned long long value)

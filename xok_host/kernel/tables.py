@@ -65,5 +65,9 @@ class Counters:
         index: cython.int = INDEX[name]
         self._words[index] = value
 
+    def put(self, index: cython.int, value: cython.ulonglong) -> None:
+        """As `set`, by the counter's place in `INDEX`."""
+        self._words[index] = value
+
     def get(self, name: str) -> int:
         return self._words[INDEX[name]]
