@@ -15,7 +15,7 @@ cdef class Dispatch:
     cdef public dict handlers
     cdef _tree(self, Environment env, index, int rights)
     cdef _write(self, dev, Extents extents)
-    cdef _transaction(self, Environment env, cap, bytes data, int number)
+    cdef long transaction(self, Environment env, cap, bytes data, int number) except -1
 
 
 cdef _check_blocks(unsigned long long db, unsigned long long count)

@@ -84,7 +84,7 @@ _READING = cython.declare(cython.uint, int(Flag.READING))
 _ROOT = cython.declare(cython.uint, int(Flag.ROOT))
 _TEMPORARY = cython.declare(cython.uint, int(Flag.TEMPORARY))
 _READ = int(Right.READ)
-_WRITE = int(Right.WRITE)
+_WRITE = cython.declare(cython.int, int(Right.WRITE))
 _VALID = cython.declare(cython.uint, int(Flag.VALID))
 
 
@@ -94,7 +94,9 @@ class Dispatch:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self.handlers: dict[int, Handler] = {
-            number: getattr(self, number.name.lower()) for number in CallNumber if hasattr(self, number.name.lower())
+            int(number): getattr(self, number.name.lower())
+            for number in CallNumber
+            if hasattr(self, number.name.lower())
         }
 
     # ---- helpers
@@ -525,7 +527,7 @@ class Dispatch:
         return pending
 
     def transact(self, env: Environment, call: Entry) -> Result:
-        return self._transaction(env, call.cap, call.data, 0)
+        return self.transaction(env, call.cap, call.data, 0), 0, b""
 
     def writeb(self, env: Environment, call: Entry) -> Result:
         most = MAX_OPS * BLOCK - call.a0 % BLOCK
@@ -533,25 +535,26 @@ class Dispatch:
             raise BadCall(f"{len(call.data)} bytes, not 1 to {most}")
         if (call.a0 & _DEVICE_BYTES - 1) + len(call.data) > _DEVICE_BYTES:
             raise BadCall("the bytes reach beyond all addresses of the device")
-        return self._transaction(env, call.cap, pack_transaction(ops.writeb(call.a0, call.data)), 0)
+        return self.transaction(env, call.cap, pack_transaction(ops.writeb(call.a0, call.data)), 0), 0, b""
 
     def one_operation(self, env: Environment, call: Entry) -> Result:
         """The calls that are one operation (txn.SHAPES)."""
-        return self._transaction(env, call.cap, call.data, call.number)
+        return self.transaction(env, call.cap, call.data, call.number), 0, b""
 
     alloc = free = add_edge = set_type = move = swap = one_operation
 
-    def _transaction(self, env: Environment, cap: Any, data: bytes, number: cython.int) -> Result:
-        capability = self._tree(env, cap, _WRITE)
+    def transaction(self, env: Environment, cap: Any, data: bytes, number: cython.int) -> cython.long:
+        """Carry out the operations in `data`, of which call `number` makes its demands (0: none); how many they are."""
+        capability: cython.ulonglong = self._tree(env, cap, _WRITE)
         transaction: Transaction = Transaction.__new__(Transaction)
-        transaction.begin(self._kernel, env, capability, self._kernel.now)
+        transaction.begin(self._kernel, env, capability)
         try:
             txn.run(transaction, data, number)
         except XokError as error:
             error.fields.setdefault("r0", transaction.at)
             error.fields.setdefault("r1", transaction.at)
             raise
-        return transaction.nops, 0, b""
+        return transaction.nops
 
     def readb(self, env: Environment, call: Entry) -> Result:
         if call.a1 > MAX_READB * BLOCK - call.a0 % BLOCK:

@@ -5,7 +5,8 @@ from xok_host.kernel.pageset cimport PageSet
 
 cdef class Environment:
     cdef public unsigned int id
-    cdef public object uid, name, group
+    cdef public object name, group
+    cdef public long long uid
     cdef public CapabilityTable capabilities
     cdef public PageSet pages
     cdef public set trees, locks

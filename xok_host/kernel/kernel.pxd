@@ -1,6 +1,7 @@
 # C-level declarations of kernel.py: itself, and the classes that it uses for each request and when it makes room.
 from xok_host.abi.channel cimport Completion, Entry
 from xok_host.kernel.core cimport Core
+from xok_host.kernel.dispatch cimport Dispatch
 from xok_host.kernel.env cimport Environment
 from xok_host.kernel.pages cimport Access, Arena
 from xok_host.kernel.xn.device cimport Device
@@ -28,6 +29,7 @@ cdef class Kernel(Core):
     cdef public Locks locks
     cdef public Environment running
     cdef object _random_id
+    cdef Dispatch _dispatch
     cdef readonly dict _handlers
     cdef set _ids
     cpdef tick(self, long long now_ns)

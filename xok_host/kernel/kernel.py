@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import cython
 
-from xok_host.abi.calls import EntryFlag, Event
+from xok_host.abi.calls import CallNumber, EntryFlag, Event
 from xok_host.abi.channel import Completion, Entry
 from xok_host.abi.errors import BadCall, Cancelled, LimitReached, NotFound, XokError
 from xok_host.abi.types import CHUNK_PAGES, ENVIRONMENT_LIMIT, ENVIRONMENT_UID_BASE
@@ -41,7 +41,10 @@ from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
 from xok_host.kernel.xn.startup import Then
 
-_CHAIN = int(EntryFlag.CHAIN)
+_CHAIN = cython.declare(cython.int, int(EntryFlag.CHAIN))
+_TRANSACT = cython.declare(cython.int, int(CallNumber.TRANSACT))
+_ENTRIES = cython.declare(cython.int, INDEX["entries"])
+_ROOTS = cython.declare(cython.longlong, ROOTS)
 _PAGES_IN_USE = cython.declare(cython.int, INDEX["pages_in_use"])
 _PAGES_TOTAL = cython.declare(cython.int, INDEX["pages_total"])
 
@@ -88,7 +91,8 @@ class Kernel(Core):
         self.running: Environment | None = None
         """Whose call is being carried out."""
         self._random_id = random_id
-        self._handlers: dict[int, Handler] = Dispatch(self).handlers
+        self._dispatch = Dispatch(self)
+        self._handlers: dict[int, Handler] = self._dispatch.handlers
         self._ids: set[int] = set()
 
     # ---- environments
@@ -224,7 +228,7 @@ class Kernel(Core):
 
     def execute(self, env: Environment, entry: Entry) -> Completion | None:
         """Carry out one entry.  None when it completes later, through `completions`."""
-        self.counters.add("entries")
+        self.counters.count(_ENTRIES, 1)
         group: _Group | None = env.group
         if group is None:
             group = env.group = _Group()
@@ -245,29 +249,38 @@ class Kernel(Core):
 
     def _run(self, env: Environment, entry: Entry, group: _Group) -> Completion | None:
         completion: Completion
+        number: cython.long = entry.number
+        nops: cython.long = 0
+        result: Any = None
         try:
             if group.failed and entry.flags & _CHAIN:
                 raise Cancelled
-            handler = self._handlers.get(entry.number)
+            handler = self._handlers.get(number)
             if handler is None:
-                raise BadCall(f"no call {entry.number}")
+                raise BadCall(f"no call {number}")
             if env.pending >= MAX_PENDING:
                 raise LimitReached(f"{MAX_PENDING} entries wait")
             self.running = env
-            self.pages.payer = env.uid or ROOTS + env.id
-            result = handler(env, entry)
+            self.pages.payer = env.uid if env.uid else _ROOTS + env.id
+            if number == _TRANSACT:  # as its handler does: the most frequent call of all takes no detour
+                nops = self._dispatch.transaction(env, entry.cap, entry.data, 0)
+            else:
+                result = handler(env, entry)
         except XokError as error:
             group.failed = True
             return self._refusal(entry, error)
         finally:
             self.running = None
             self.pages.payer = 0
-        if isinstance(result, Pending):
+        if result is not None and type(result) is not tuple:
             return self._wait(env, entry, group, result)
         group.failed = False
         completion = Completion.__new__(Completion)
         completion.cookie, completion.code = entry.cookie, 0
-        completion.r0, completion.r1, completion.data = result
+        if result is None:
+            completion.r0, completion.r1, completion.data = nops, 0, b""
+        else:
+            completion.r0, completion.r1, completion.data = result
         return completion
 
     def _wait(self, env: Environment, entry: Entry, group: _Group, pending: Pending) -> Completion | None:

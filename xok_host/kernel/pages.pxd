@@ -1,6 +1,8 @@
 # C-level declarations of pages.py.
 cdef class Access:
     cdef public frozenset read, write
+    cdef unsigned long long _writer
+    cpdef bint may_write(self, unsigned long long capability) except -1
 
 
 cdef class Arena:

@@ -75,11 +75,16 @@ class PlainMemory:
 class Access:
     """Who may read and write: two sets of capability numbers.  One object for each pair, compared by identity."""
 
-    __slots__ = ("read", "write")
+    __slots__ = ("_writer", "read", "write")
 
     def __init__(self, read: frozenset[int], write: frozenset[int]) -> None:
         self.read = read
         self.write = write
+        self._writer: int = next(iter(write)) if len(write) == 1 else 0
+
+    def may_write(self, capability: cython.ulonglong) -> cython.bint:
+        """Whether the capability with this number, which is not 0, is one of the writers'."""
+        return capability == self._writer or capability in self.write
 
 
 class Arena:

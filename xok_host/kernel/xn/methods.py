@@ -48,7 +48,7 @@ def approve(t: Transaction) -> None:
                 new=shadow.bytes,
                 context=context,
                 r4=t.capability,
-                r5=t.now,
+                r5=t.kernel.now,
                 budget=METHOD_BUDGET,
                 max_out=0,
             )
@@ -91,7 +91,7 @@ def _header(t: Transaction, shadow: Shadow, context: bytearray) -> None:
     parent, sector = _parent(t, shadow.entry)
     CONTEXT_HEADER.pack_into(
         context,
-        now=t.now,
+        now=t.kernel.now,
         block=shadow.entry.db,
         parent=parent,
         sector=sector,

@@ -16,10 +16,6 @@ def order_of(t: Transaction) -> None:
     """The waits to add, as (block, sector, on block, on sector), and that they close no cycle (ORDER-7)."""
     device = t.device
     assert device is not None
-    if device.logs:
-        device.reports.check(t)
-    if not (t.allocs or t.frees or t.moved or t.reference_order):
-        return  # all that leads anywhere leads there still
     for move in t.allocs:
         parent = move.touched.shadow.entry
         assert parent.xtype is not None

@@ -32,7 +32,7 @@ cdef class Move:
     cdef public unsigned long long db, count, page
     cdef public unsigned int type
     cdef public int flags
-    cdef public object zeroed
+    cdef public list zeroed
     cdef Move begin(
         self, Touched touched, unsigned long long db, unsigned long long count, unsigned int type_id,
         unsigned long long page, int flags
@@ -49,13 +49,17 @@ cdef class Claim:
 cdef class Transaction:
     cdef public Core kernel
     cdef public Environment env
-    cdef public object capability, now
+    cdef public unsigned long long capability
     cdef public Device device
     cdef public list shadows, touched
     cdef public dict children, freed
-    cdef public object allocs, frees, publishes, claims, moved, reference_order, edges, new_pages, witnesses, kinds
+    cdef public list allocs, frees, publishes, claims, moved, reference_order, edges, new_pages, witnesses, kinds
     cdef public int at, dependents, nops
     cdef public long long spent
-    cdef Transaction begin(self, Core kernel, Environment env, capability, now)
+    cdef public bint differs
+    cdef Transaction begin(self, Core kernel, Environment env, unsigned long long capability)
     cpdef Shadow shadow(self, unsigned long long key)
     cpdef list parts(self, Shadow shadow)
+
+
+cpdef list noted(list known, item)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import cython
@@ -25,7 +24,8 @@ MAX_ALLOC = 4096
 
 EMPTY = array("Q")
 ZEROS = bytes(BLOCK)
-_NONE: tuple[Any, ...] = ()
+_NONE: list[Any] = []
+"""What nothing was noted in: shared, and never changed."""
 _BLOCK = cython.declare(cython.int, BLOCK)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 
@@ -130,7 +130,7 @@ class Move:
         self.type = type_id
         self.page = page
         self.flags = flags
-        self.zeroed: Sequence[int] = _NONE
+        self.zeroed: list[int] = _NONE
         """Pages reserved for blocks that start as zeros."""
         return self
 
@@ -168,6 +168,7 @@ class Transaction:
         "claims",
         "dependents",
         "device",
+        "differs",
         "edges",
         "env",
         "freed",
@@ -177,7 +178,6 @@ class Transaction:
         "moved",
         "new_pages",
         "nops",
-        "now",
         "publishes",
         "reference_order",
         "shadows",
@@ -186,38 +186,39 @@ class Transaction:
         "witnesses",
     )
 
-    def begin(self, kernel: Core, env: Environment, capability: Any, now: Any) -> Transaction:
+    def begin(self, kernel: Core, env: Environment, capability: cython.ulonglong) -> Transaction:
         self.kernel = kernel
         self.env = env
         self.capability = capability
-        self.now = now
         self.device: Any = None
-        self.shadows: list[Shadow] = []
+        self.shadows: list[Shadow] = _NONE
         """One for each block."""
-        self.touched: list[Touched] = []
-        self.allocs: Sequence[Move] = _NONE
-        self.frees: Sequence[Move] = _NONE
-        self.publishes: Sequence[Move] = _NONE
-        self.claims: Sequence[Claim] = _NONE
-        self.kinds: Sequence[int] = _NONE
+        self.touched: list[Touched] = _NONE
+        self.allocs: list[Move] = _NONE
+        self.frees: list[Move] = _NONE
+        self.publishes: list[Move] = _NONE
+        self.claims: list[Claim] = _NONE
+        self.kinds: list[int] = _NONE
         """Of its operations, if the call must be of certain ones."""
         self.children: dict[int, Cached] | None = None
         """Metadata blocks that this transaction allocates, by number."""
-        self.moved: Sequence[tuple[Touched, Touched, int, int]] = _NONE
+        self.moved: list[tuple[Touched, Touched, int, int]] = _NONE
         """(loser, gainer, block, count)"""
-        self.witnesses: Sequence[int] = _NONE
+        self.witnesses: list[int] = _NONE
         """Keys of the blocks shown to protected methods."""
-        self.reference_order: Sequence[tuple[Touched, Touched]] = _NONE
-        self.edges: Sequence[tuple[Cached, int, Cached, int]] = _NONE
+        self.reference_order: list[tuple[Touched, Touched]] = _NONE
+        self.edges: list[tuple[Cached, int, Cached, int]] = _NONE
         self.freed: dict[int, Touched] | None = None
         """Metadata that is freed, by key, and the partition that loses it."""
-        self.new_pages: Sequence[int] = _NONE
+        self.new_pages: list[int] = _NONE
         self.dependents = 0
         """Partitions that its operations name as dependents."""
         self.at = 0
         self.nops = 0
         self.spent = 0
         """Instructions that its UDFs executed."""
+        self.differs = False
+        """A partition says something else than it said."""
         return self
 
     def shadow(self, key: cython.ulonglong) -> Shadow | None:
@@ -238,12 +239,12 @@ class Transaction:
         return found
 
 
-def noted(known: Any, item: Any) -> list[Any]:
+def noted(known: Any, item: Any) -> Any:
     """The list `known`, or a first one, with one more."""
     if known is _NONE:
         return [item]
     known.append(item)
-    return known  # type: ignore[no-any-return]
+    return known
 
 
 def survivor(touched: Touched, freed: dict[int, Touched] | None) -> Touched:

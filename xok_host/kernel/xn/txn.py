@@ -27,6 +27,9 @@ import cython
 
 if cython.compiled:
     from cython.cimports.libc.string import memcpy
+    from cython.cimports.xok_host.kernel.xn.shadow import noted
+else:
+    from xok_host.kernel.xn.shadow import noted
 
 from xok_host.abi.calls import (
     MAX_OPS,
@@ -62,7 +65,6 @@ from xok_host.kernel.xn.shadow import (
     Shadow,
     Touched,
     Transaction,
-    noted,
 )
 
 if TYPE_CHECKING:
@@ -131,7 +133,10 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
         t.at = t.nops
         if CHECKED:
             check(t)
-        plan.order_of(t)
+        if t.device.logs:
+            t.device.reports.check(t)
+        if t.allocs or t.frees or t.moved or t.reference_order:  # else all that leads anywhere leads there still
+            plan.order_of(t)
         apply.reserve(t)
     except XokError as error:
         if isinstance(error, WouldCycle):
@@ -150,8 +155,10 @@ def check(t: Transaction) -> None:
     """TXN-2 to TXN-5, TXN-7 and TXN-8."""
     verify.modifications(t)
     verify.question(t)
-    verify.ownership(t)
-    verify.references(t)
+    if t.differs or t.allocs or t.frees:
+        verify.ownership(t)
+    if t.differs:
+        verify.references(t)
     if t.frees:
         verify.frees(t)
     if t.claims:
@@ -274,13 +281,13 @@ def shadow_of(t: Transaction, da: cython.ulonglong, plain: cython.bint) -> Shado
     else:
         entry: Cached = written(device, da) if plain else device.metadata(da)
         assert entry.access is not None
-        if t.capability not in entry.access.write:
+        if not entry.access.may_write(t.capability):
             raise BadCapability(f"the capability does not allow writing block {entry.db}")
         # Sharers are asked before somebody gets the exclusive lock; what else is in the block need not be theirs.
         if entry.lock == LOCK_EXCLUSIVE and t.env not in entry.lock_holders:
             raise Locked(f"block {entry.db} is locked by another environment")
         shadow.begin(entry, device.pages)
-    t.shadows.append(shadow)
+    t.shadows = noted(t.shadows, shadow)
     return shadow
 
 
@@ -328,7 +335,7 @@ def touch(t: Transaction, shadow: Shadow, part: cython.uint) -> Touched | None:
     if part >= len(xtype.sector_of):
         raise BogusPartition(f"{xtype.name} has partitions 0 to {len(xtype.sector_of) - 1}, not {part}")
     touched = Touched.__new__(Touched)
-    t.touched.append(touched.begin(shadow, part, xtype.sector_of[part]))
+    t.touched = noted(t.touched, touched.begin(shadow, part, xtype.sector_of[part]))
     return touched
 
 

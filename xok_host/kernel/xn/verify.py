@@ -49,7 +49,7 @@ def modifications(t: Transaction) -> None:
                 parts.append(NO_PARTITION)
             for part in parts:
                 unpaid: int = xtype.template.spent
-                if not xtype.template.approves(shadow.before, shadow.bytes, part, t.capability, t.now):
+                if not xtype.template.approves(shadow.before, shadow.bytes, part, t.capability, t.kernel.now):
                     raise Refused(f"acl of {xtype.name}, partition {part}")
                 pay(t, xtype.template.spent - unpaid)
         if not xtype.guard_constant and not shadow.fresh:
@@ -194,6 +194,8 @@ def question(t: Transaction) -> None:
             touched.after = owned(xtype, shadow.bytes, touched.part, owns)
             touched.references = referred(xtype, shadow.bytes, touched.part, entry.db, references)
             touched.counts = counted(xtype, shadow.bytes, touched.part, entry.db, counts)
+        if not (touched.after is owns and touched.references is references and touched.counts is counts):
+            t.differs = True
         if t.spent + xtype.spent > _BUDGET:
             break  # which is an error
     charge(t)
