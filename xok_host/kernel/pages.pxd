@@ -46,7 +46,7 @@ cdef class Pages:
     cpdef bint shared(self, unsigned long long page) except -1
     cpdef view(self, unsigned long long page)
     cpdef span(self, unsigned long long page, unsigned long long first, unsigned long long count)
-    cpdef bytearray copy(self, unsigned long long page)
+    cpdef take_sectors(self, unsigned long long page, bytearray into, int mask)
     cpdef put_sectors(self, unsigned long long page, bytearray new, int mask)
     cpdef zero(self, unsigned long long page)
     cpdef Arena arena_of(self, unsigned long long page)

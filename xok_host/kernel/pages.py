@@ -24,7 +24,6 @@ from typing import Any, Protocol
 import cython
 
 if cython.compiled:
-    from cython.cimports.cpython.bytearray import PyByteArray_FromStringAndSize
     from cython.cimports.libc.string import memcpy
 
 from xok_host.abi.errors import LimitReached
@@ -304,14 +303,19 @@ class Pages:
         at: cython.ulonglong = page % _CHUNK * _BLOCK + first * _SECTOR
         return chunk.view[at : at + count * _SECTOR]
 
-    def copy(self, page: cython.ulonglong) -> bytearray:
-        """The page's bytes, to change."""
+    def take_sectors(self, page: cython.ulonglong, into: bytearray, mask: cython.int) -> None:
+        """The sectors in `mask` of the page into `into`, a block."""
         chunk: Chunk = self._of(page)
         at: cython.ulonglong = page % _CHUNK * _BLOCK
-        if cython.compiled:
-            return PyByteArray_FromStringAndSize(cython.cast(cython.p_char, cython.address(chunk.bytes[at])), _BLOCK)
-        else:
-            return bytearray(chunk.view[at : at + _BLOCK])
+        sector: cython.int
+        begin: cython.ulonglong
+        for sector in range(_SECTORS):
+            if mask >> sector & 1:
+                begin = sector * _SECTOR
+                if cython.compiled:
+                    memcpy(cython.cast(cython.p_char, into) + begin, cython.address(chunk.bytes[at + begin]), _SECTOR)
+                else:
+                    into[begin : begin + _SECTOR] = chunk.view[at + begin : at + begin + _SECTOR]
 
     def put_sectors(self, page: cython.ulonglong, new: bytearray, mask: cython.int) -> None:
         """The sectors in `mask` of `new`, a block, into the page."""

@@ -360,7 +360,7 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
         pages.view(shadow.copy_to)[:] = shadow.bytes
         device.set_page(entry, shadow.copy_to)
     else:
-        pages.put_sectors(entry.page, shadow.bytes, changed)
+        pages.put_sectors(entry.page, shadow.held, changed)
     if shadow.reading is not None:
         traced.applied(shadow)
     entry.sequence += 1

@@ -9,7 +9,7 @@ cdef class Program:
     cdef unsigned long long *_first
     cdef unsigned long long _r0
     cdef int _count, _pc
-    cpdef int ask(self, meta, unsigned long long part, unsigned long long r5, windows) except -1
+    cpdef int ask(self, unsigned long long part, unsigned long long r5) except -1
     cdef void _start(
         self, bytearray out, meta, unsigned long long part, new, context, unsigned long long r4,
         unsigned long long r5, long long budget, int max_out, windows
@@ -19,3 +19,4 @@ cdef class Program:
 cdef unsigned char *_STACK
 cdef unsigned long long *_OUT
 cdef unsigned long long *output() noexcept
+cpdef show(meta, windows)

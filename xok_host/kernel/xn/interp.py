@@ -20,7 +20,7 @@ A program is verified when it is made: opcodes, registers, reserved fields, jump
 known helpers, no way to fall off its end.  What can only be seen while running is a `UdfFault`.
 
 Order of calls: `Program(code)` once (import), then `run` (Python lists), `run_raw` (flat array), `same_output` (did a
-modification leave the output as it was?) or `ask`, XN's usual question, as often as wanted.  Runs do not nest and do
+modification leave the output as it was?) or, after `show`, `ask`, XN's usual question, as often as wanted.  Runs do not nest and do
 not release the GIL, so the registers and output space are the program's and the module's own.
 """
 
@@ -167,6 +167,17 @@ def _words(of: bytearray) -> cython.p_ulonglong:
 
 _STACK = _memory(_STACK_MEMORY)
 _OUT = _words(_FIRST)
+_SHOWN_META = cython.declare(bytes, b"")
+"""Keeps what `show` copied."""
+if cython.compiled:
+    _SHOWN = cython.declare(View)
+    _SHOWN.new = _SHOWN.context = _SHOWN.read = cython.NULL
+    _SHOWN.new_length = _SHOWN.context_length = 0
+else:
+    _SHOWN = _PureView()
+    _SHOWN.new = _SHOWN.context = memoryview(_NOTHING)
+    _SHOWN.new_length = _SHOWN.context_length = 0
+    _SHOWN.read = None
 
 
 class UdfFault(UdfFailed):
@@ -557,41 +568,17 @@ class Program:
         finally:
             self._trace = None
 
-    def ask(
-        self,
-        meta: bytes | bytearray | memoryview,
-        part: cython.ulonglong,
-        r5: cython.ulonglong,
-        windows: array[int],
-    ) -> cython.int:
-        """A run that sees the windows of one partition, which verification makes all the time.  Gives how many triples
+    def ask(self, part: cython.ulonglong, r5: cython.ulonglong) -> cython.int:
+        """A run that sees what was shown last (`show`), which verification makes all the time.  Gives how many triples
         it emitted; they are at `output` until the next run.  Raises UdfFault."""
         reason: cython.int
+        self.executed = 0
         if cython.compiled:
-            shown = cython.declare("Py_buffer")
-            view = cython.declare(View)
-            edges: carray.array = windows
-            view.start = view.inner = 0
-            view.new = view.context = view.read = cython.NULL
-            view.new_length = view.context_length = 0
-            view.windows = edges.data.as_ulonglongs
-            view.window_count = len(edges) // 2
-            self.executed = 0
-            if type(meta) is bytearray:
-                view.meta = cython.cast(cython.p_uchar, PyByteArray_AS_STRING(meta))
-                view.meta_length = len(cython.cast(bytearray, meta))
-                reason = _loop(self, cython.address(view), _OUT, part, 0, r5, BUDGET, MAX_OUTPUT)
-            else:
-                PyObject_GetBuffer(meta, cython.address(shown), PyBUF_SIMPLE)
-                view.meta = cython.cast(cython.p_uchar, shown.buf)
-                view.meta_length = shown.len
-                reason = _loop(self, cython.address(view), _OUT, part, 0, r5, BUDGET, MAX_OUTPUT)
-                PyBuffer_Release(cython.address(shown))
-            if reason:
-                raise UdfFault(_FAULTS[reason], self._pc)
+            reason = _loop(self, cython.address(_SHOWN), _OUT, part, 0, r5, BUDGET, MAX_OUTPUT)
         else:
-            self.executed = 0
-            self._start(_FIRST, meta, part, None, None, 0, r5, BUDGET, MAX_OUTPUT, windows)
+            reason = _loop(self, _SHOWN, _OUT, part & _M64, 0, r5 & _M64, BUDGET, MAX_OUTPUT)
+        if reason:
+            raise UdfFault(_FAULTS[reason], self._pc)
         return self._count
 
     def same_output(
@@ -693,6 +680,29 @@ class Program:
             reason = _loop(self, view, _words(out), part & _M64, r4 & _M64, r5 & _M64, budget, max_out)
         if reason:
             raise UdfFault(_FAULTS[reason], self._pc)
+
+
+def show(meta: bytes | bytearray | memoryview, windows: array[int]) -> None:
+    """What `Program.ask` sees from now on: these windows of META, which the caller leaves as it is meanwhile."""
+    if cython.compiled:
+        global _SHOWN_META
+        edges: carray.array = windows
+        if type(meta) is bytearray:
+            _SHOWN.meta = cython.cast(cython.p_uchar, PyByteArray_AS_STRING(meta))
+            _SHOWN.meta_length = len(cython.cast(bytearray, meta))
+        else:
+            _SHOWN_META = bytes(meta)
+            _SHOWN.meta = cython.cast(cython.p_uchar, cython.cast(cython.p_char, _SHOWN_META))
+            _SHOWN.meta_length = len(_SHOWN_META)
+        _SHOWN.start = _SHOWN.inner = 0
+        _SHOWN.windows = edges.data.as_ulonglongs
+        _SHOWN.window_count = len(edges) // 2
+    else:
+        _SHOWN.meta = memoryview(meta).cast("B")
+        _SHOWN.meta_length = len(_SHOWN.meta)
+        _SHOWN.start = _SHOWN.inner = 0
+        _SHOWN.windows = windows
+        _SHOWN.window_count = len(windows) // 2
 
 
 @cython.cfunc

@@ -23,9 +23,12 @@ def approve(t: Transaction) -> None:
     for shadow in t.shadows:
         xtype = shadow.entry.xtype
         if shadow.changed and xtype.method_program is not None:
-            break
-    else:
-        return
+            _ask(t)
+            return
+
+
+def _ask(t: Transaction) -> None:
+    xtype: XnType
     asked = [
         shadow
         for shadow in t.shadows

@@ -67,7 +67,8 @@ def said(xtype: XnType, meta: Any, part: int, session: int) -> set[Edge]:
     """What a partition of a log reports for this session.  Raises UdfFailed.
 
     Reconstruction asks here as well."""
-    flat = xtype.ask(xtype.reboot_program, meta, part, 0, udf.EMPTY)
+    xtype.show(meta, part)
+    flat = xtype.ask(xtype.reboot_program, part, 0, udf.EMPTY)
     if len(flat) > 3 * MAX_PART_REPORTS:
         raise UdfFailed(f"reboot reports more than {MAX_PART_REPORTS} pointers of partition {part}")
     return {

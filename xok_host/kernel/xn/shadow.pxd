@@ -6,16 +6,21 @@ from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached
 
 
+cdef list _SPARE
+
+
 cdef class Shadow:
     cdef public Cached entry
     cdef Pages _pages
     cdef object _before
-    cdef public bytearray bytes
-    cdef public int changed
+    cdef public bytearray held
+    cdef public int changed, present
     cdef public bint fresh, loose, plain, set_type
     cdef public dict reading
     cdef public unsigned long long copy_to, key
     cdef Shadow begin(self, Cached entry, Pages pages)
+    cpdef bring(self, int sectors)
+    cpdef end(self)
 
 
 cdef class Touched:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import cython
 
-from xok_host.abi.types import BLOCK
+from xok_host.abi.types import ALL_SECTORS, BLOCK
 from xok_host.kernel.env import Environment
 from xok_host.kernel.xn.registry import NO_PAGE, Cached
 
@@ -26,7 +26,11 @@ EMPTY = array("Q")
 ZEROS = bytes(BLOCK)
 _NONE: list[Any] = []
 """What nothing was noted in: shared, and never changed."""
+MAX_SPARE = 8
+"""Buffers for shadows that are kept, to make none for most transactions."""
+_SPARE: list[bytearray] = []
 _BLOCK = cython.declare(cython.int, BLOCK)
+_ALL = cython.declare(cython.int, ALL_SECTORS)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 
 
@@ -40,14 +44,15 @@ class Shadow:
     __slots__ = (
         "_before",
         "_pages",
-        "bytes",
         "changed",
         "copy_to",
         "entry",
         "fresh",
+        "held",
         "key",
         "loose",
         "plain",
+        "present",
         "reading",
         "set_type",
     )
@@ -60,7 +65,9 @@ class Shadow:
         self._before: Any = None
         self.fresh = pages is None
         """Allocated by this transaction."""
-        self.bytes = bytearray(_BLOCK) if pages is None else pages.copy(entry.page)
+        self.held: bytearray = bytearray(_BLOCK) if pages is None or not _SPARE else _SPARE.pop()
+        """The bytes of the sectors that are `present`; of others, anything."""
+        self.present = _ALL if pages is None else 0
         self.changed = 0
         """Sectors written to."""
         self.loose = False
@@ -73,6 +80,24 @@ class Shadow:
         self.reading: Any = None
         """Of a type whose partitions are traced: what `traced` will remember with the block."""
         return self
+
+    def bring(self, sectors: cython.int) -> None:
+        """Have these sectors, as they are if nothing was written to them."""
+        missing: cython.int = sectors & ~self.present
+        if missing:
+            self._pages.take_sectors(self.entry.page, self.held, missing)
+            self.present |= missing
+
+    @property
+    def bytes(self) -> bytearray:
+        """The whole block."""
+        self.bring(_ALL)
+        return self.held
+
+    def end(self) -> None:
+        """Nobody needs its bytes any more."""
+        if len(_SPARE) < MAX_SPARE:
+            _SPARE.append(self.held)
 
     @property
     def before(self) -> bytes | memoryview:

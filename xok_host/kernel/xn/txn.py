@@ -126,6 +126,7 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
     """Carry out the operations in `data`, or raise; `t.at` is then the operation at fault, or their number.
 
     `call`: the call of `SHAPES` that they must be the operations of, or 0."""
+    shadow: Shadow
     try:
         parse(t, data, call)
         if call:
@@ -149,6 +150,8 @@ def run(t: Transaction, data: bytes, call: cython.int) -> None:
                 child.xtype.cached -= 1
         raise
     apply.apply(t)
+    for shadow in t.shadows:
+        shadow.end()
 
 
 def check(t: Transaction) -> None:
@@ -360,12 +363,16 @@ def write_bytes(
             raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not free of partitions")
     elif not within(xtype.windows[part], offset, end) and xtype.template.partition_of(offset, nbytes) != part:
         raise BogusPartition(f"bytes {offset} to {end} of block {shadow.entry.db} are not in partition {part}")
-    if cython.compiled:
-        memcpy(cython.cast(cython.p_char, shadow.bytes) + offset, cython.cast(cython.p_char, data) + at, nbytes)
-    else:
-        shadow.bytes[offset:end] = data[at : at + nbytes]
     first = offset // _SECTOR_BYTES
     last = (end - 1) // _SECTOR_BYTES
+    if first * _SECTOR_BYTES == offset and last * _SECTOR_BYTES + _SECTOR_BYTES == end:
+        shadow.present |= (2 << last) - (1 << first)  # whole sectors: nothing is left of what was there
+    else:
+        shadow.bring((2 << last) - (1 << first))
+    if cython.compiled:
+        memcpy(cython.cast(cython.p_char, shadow.held) + offset, cython.cast(cython.p_char, data) + at, nbytes)
+    else:
+        shadow.held[offset:end] = data[at : at + nbytes]
     shadow.changed |= (2 << last) - (1 << first)
 
 

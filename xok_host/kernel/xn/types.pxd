@@ -9,6 +9,7 @@ cdef class XnType:
     cdef public Program owns_program, references_program, counts_program, method_program, reboot_program
     cdef public list sector_of
     cdef public tuple windows, discriminators
-    cdef public bint data, guard_constant, has_acl, traced
+    cdef public bint careful, data, guard_constant, has_acl, traced
     cdef public long long cached, spent, runs
-    cpdef ask(self, Program program, meta, unsigned int part, unsigned long long da, said)
+    cpdef show(self, meta, unsigned int part)
+    cpdef ask(self, Program program, unsigned int part, unsigned long long da, said)

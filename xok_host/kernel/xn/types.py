@@ -26,6 +26,7 @@ class XnType:
 
     __slots__ = (
         "cached",
+        "careful",
         "counts_program",
         "data",
         "discriminators",
@@ -59,6 +60,8 @@ class XnType:
         """(start, length) of the bytes that say which type a union is."""
         self.guard_constant = True
         self.has_acl = False
+        self.careful = False
+        """Modifications are looked at as a whole, beside what the partitions say."""
         self.method_program: Program | None = None
         self.owns_program: Program | None = None
         self.references_program: Program | None = None
@@ -92,15 +95,20 @@ class XnType:
         self.windows = self.template.windows
         self.discriminators = tuple(self.template.discriminators)
         self.traced = self.template.read_sets is not None
+        self.careful = bool(self.discriminators or self.has_acl or not self.guard_constant or self.traced)
 
     @property
     def has_refs(self) -> bool:
         return self.references_program is not None or self.counts_program is not None
 
-    def ask(self, program: Any, meta: Any, part: cython.uint, da: cython.ulonglong, said: Any) -> Any:
-        """What a program says of a partition (whose number was checked), as an array('Q') of triples; `said` itself, if
-        that is what it says.  Raises UdfFault."""
-        count: cython.int = program.ask(meta, part, da, self.windows[part])
+    def show(self, meta: Any, part: cython.uint) -> None:
+        """The partition, whose number was checked, of this block is what `ask` is about."""
+        interp.show(meta, self.windows[part])
+
+    def ask(self, program: Any, part: cython.uint, da: cython.ulonglong, said: Any) -> Any:
+        """What a program says of the partition shown, as an array('Q') of triples; `said` itself, if that is what it
+        says.  Raises UdfFault."""
+        count: cython.int = program.ask(part, da)
         self.runs += 1
         self.spent += program.executed
         return udf.answer(interp.output(), count, da != 0, said)

@@ -34,28 +34,30 @@ def modifications(t: Transaction) -> None:
     """Discriminators, `acl`, and a guard that would change what children may be read by."""
     settle(t)
     shadow: Shadow
-    xtype: XnType
     for shadow in t.shadows:
-        xtype = shadow.entry.xtype
-        if not shadow.changed or shadow.plain:
-            continue
-        if xtype.discriminators and not shadow.set_type:
-            for start, length in xtype.discriminators:
-                if shadow.bytes[start : start + length] != shadow.before[start : start + length]:
-                    raise BogusUpdate(f"bytes {start} to {start + length} are a discriminator: use set_type")
-        if xtype.has_acl:
-            parts = [touched.part for touched in t.parts(shadow)]
-            if shadow.loose:
-                parts.append(NO_PARTITION)
-            for part in parts:
-                unpaid: int = xtype.template.spent
-                if not xtype.template.approves(shadow.before, shadow.bytes, part, t.capability, t.kernel.now):
-                    raise Refused(f"acl of {xtype.name}, partition {part}")
-                pay(t, xtype.template.spent - unpaid)
-        if not xtype.guard_constant and not shadow.fresh:
-            check_guard(t, shadow)
-        if xtype.traced:
-            traced.check(t, shadow, UDF_BUDGET)
+        if shadow.changed and not shadow.plain and shadow.entry.xtype.careful:
+            modification(t, shadow)
+
+
+def modification(t: Transaction, shadow: Shadow) -> None:
+    xtype: XnType = shadow.entry.xtype
+    if xtype.discriminators and not shadow.set_type:
+        for start, length in xtype.discriminators:
+            if shadow.bytes[start : start + length] != shadow.before[start : start + length]:
+                raise BogusUpdate(f"bytes {start} to {start + length} are a discriminator: use set_type")
+    if xtype.has_acl:
+        parts = [touched.part for touched in t.parts(shadow)]
+        if shadow.loose:
+            parts.append(NO_PARTITION)
+        for part in parts:
+            unpaid: int = xtype.template.spent
+            if not xtype.template.approves(shadow.before, shadow.bytes, part, t.capability, t.kernel.now):
+                raise Refused(f"acl of {xtype.name}, partition {part}")
+            pay(t, xtype.template.spent - unpaid)
+    if not xtype.guard_constant and not shadow.fresh:
+        check_guard(t, shadow)
+    if xtype.traced:
+        traced.check(t, shadow, UDF_BUDGET)
 
 
 def check_guard(t: Transaction, shadow: Shadow) -> None:
@@ -97,40 +99,33 @@ def ask(
     Reconstruction asks here as well: what a type says must not depend on who asks."""
     if xtype.traced:
         return traced.ask(xtype, meta, part, db, UDF_BUDGET)
-    return (
-        owned(xtype, meta, part, EMPTY),
-        referred(xtype, meta, part, db, EMPTY),
-        counted(xtype, meta, part, db, EMPTY),
-    )
+    xtype.show(meta, part)
+    return owned(xtype, part, EMPTY), referred(xtype, part, db, EMPTY), counted(xtype, part, db, EMPTY)
 
 
-# Each gives `said`, itself, if that is what the UDF says: XN has checked it when it was said first, for this partition
+# Of the partition that is shown.  Each gives `said`, itself, if that is what the UDF says: XN has checked it when it was said first, for this partition
 # of this block, and to look at the same once more would show nothing new.
 
 
-def owned(xtype: XnType, meta: bytes | bytearray | memoryview, part: cython.uint, said: array[int]) -> array[int]:
+def owned(xtype: XnType, part: cython.uint, said: array[int]) -> array[int]:
     """What `owns` says, canonical.  It is not told where the block lies: DET-4."""
-    out = xtype.ask(xtype.owns_program, meta, part, 0, said)
+    out = xtype.ask(xtype.owns_program, part, 0, said)
     return said if out is said else udf.canonical(out)
 
 
-def referred(
-    xtype: XnType, meta: bytes | bytearray | memoryview, part: cython.uint, db: cython.ulonglong, said: array[int]
-) -> array[int]:
+def referred(xtype: XnType, part: cython.uint, db: cython.ulonglong, said: array[int]) -> array[int]:
     """What `refs` says."""
     if xtype.references_program is None:
         return EMPTY
-    return xtype.ask(xtype.references_program, meta, part, udf.element(db << 12), said)
+    return xtype.ask(xtype.references_program, part, udf.element(db << 12), said)
 
 
-def counted(
-    xtype: XnType, meta: bytes | bytearray | memoryview, part: cython.uint, db: cython.ulonglong, said: array[int]
-) -> array[int]:
+def counted(xtype: XnType, part: cython.uint, db: cython.ulonglong, said: array[int]) -> array[int]:
     """What `refcnt` says, with counts where they belong."""
     if xtype.counts_program is None:
         return EMPTY
     da: cython.ulonglong = udf.element(db << 12)
-    out = xtype.ask(xtype.counts_program, meta, part, da, said)
+    out = xtype.ask(xtype.counts_program, part, da, said)
     if out is not said:
         check_counts(xtype, out, part, da)
     return out
@@ -191,9 +186,10 @@ def question(t: Transaction) -> None:
         if not shadow.changed >> touched.sector & 1:
             touched.after, touched.references, touched.counts = owns, references, counts
         elif not xtype.traced:  # of those `traced.check` has asked
-            touched.after = owned(xtype, shadow.bytes, touched.part, owns)
-            touched.references = referred(xtype, shadow.bytes, touched.part, entry.db, references)
-            touched.counts = counted(xtype, shadow.bytes, touched.part, entry.db, counts)
+            xtype.show(shadow.held, touched.part)
+            touched.after = owned(xtype, touched.part, owns)
+            touched.references = referred(xtype, touched.part, entry.db, references)
+            touched.counts = counted(xtype, touched.part, entry.db, counts)
         if not (touched.after is owns and touched.references is references and touched.counts is counts):
             t.differs = True
         if t.spent + xtype.spent > _BUDGET:
