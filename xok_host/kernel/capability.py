@@ -6,7 +6,10 @@ xokd; a call names it by index, so that every access is explicit.  Index 0 names
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+
+import cython
 
 from xok_host.abi.errors import BadCapability, LimitReached
 from xok_host.abi.types import Right
@@ -18,6 +21,7 @@ ADDRESS = "address"
 
 MAX_CAPABILITIES = 256
 """In one environment."""
+_MOST = cython.declare(cython.longlong, MAX_CAPABILITIES)
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,12 +43,13 @@ class Capability:
 class CapabilityTable:
     """The capabilities of one environment; indices from 1 stay valid until it dies."""
 
-    __slots__ = ("_slots", "trees")
+    __slots__ = ("_numbers", "_rights", "_slots")
 
     def __init__(self, initial: list[Capability] | tuple[Capability, ...] = ()) -> None:
         self._slots: list[Capability | None] = [None]
-        self.trees: dict[int, tuple[int, int]] = {}
-        """Index of each tree capability → (id, rights), as plain integers: what most crossings ask for."""
+        self._numbers = array("Q", bytes(8 * (MAX_CAPABILITIES + 1)))
+        self._rights = array("Q", bytes(8 * (MAX_CAPABILITIES + 1)))
+        """Of each tree capability, by index, as plain integers: what most crossings ask for."""
         for capability in initial:
             self.add(capability)
 
@@ -57,8 +62,15 @@ class CapabilityTable:
             raise LimitReached(f"{MAX_CAPABILITIES} capabilities in one environment")
         self._slots.append(capability)
         if capability.kind == TREE:
-            self.trees[len(self._slots) - 1] = (capability.id, int(capability.rights))
+            self._numbers[len(self._slots) - 1] = capability.id
+            self._rights[len(self._slots) - 1] = int(capability.rights)
         return len(self._slots) - 1
+
+    def tree(self, index: cython.longlong, rights: cython.ulonglong) -> cython.ulonglong:
+        """The number of the tree capability at `index`; 0 unless it is one with those rights."""
+        if not 0 < index <= _MOST or rights & ~self._rights[index]:
+            return 0
+        return self._numbers[index]
 
     def get(self, index: int, kind: str, rights: int) -> Capability:
         """The capability at `index`.  Raises BadCapability unless it is of that kind with those rights."""

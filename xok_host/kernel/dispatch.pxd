@@ -13,7 +13,7 @@ from xok_host.kernel.xn.shadow cimport Transaction
 cdef class Dispatch:
     cdef Core _kernel
     cdef public dict handlers
-    cdef _tree(self, Environment env, index, int rights)
+    cdef unsigned long long _tree(self, Environment env, index, int rights) except? 0
     cdef _write(self, dev, Extents extents)
     cdef long transaction(self, Environment env, cap, bytes data, int number) except -1
 

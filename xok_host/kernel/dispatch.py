@@ -101,13 +101,9 @@ class Dispatch:
 
     # ---- helpers
 
-    def _tree(self, env: Environment, index: Any, rights: cython.int) -> Any:
-        held: tuple[int, int] | None = env.capabilities.trees.get(index)
-        if held is not None:
-            granted: cython.int = held[1]
-            if not rights & ~granted:
-                return held[0]
-        return env.capabilities.get(index, TREE, rights).id  # which says what is wrong
+    def _tree(self, env: Environment, index: Any, rights: cython.int) -> cython.ulonglong:
+        number: cython.ulonglong = env.capabilities.tree(index, rights)
+        return number or env.capabilities.get(index, TREE, rights).id  # which says what is wrong
 
     def _cached(self, da: int) -> Cached:
         device = self._kernel.device(da >> 56)

@@ -121,12 +121,12 @@ def reserve(t: Transaction) -> None:
     entry: Cached | None
     move: Move
     shadow: Shadow
-    registry: Registry = device.registry
-    number: cython.ulonglong = device.number
     if not t.allocs and not t.publishes and not copies(t):
         if len(t.env.unsettled) + len(t.shadows) > t.kernel.share:
             check_share(t.kernel, t.env, _added(t))
         return
+    registry: Registry = device.registry
+    number: cython.ulonglong = device.number
     needed = 0
     for move in t.allocs:
         needed += move.count
@@ -224,7 +224,7 @@ def child_access(t: Transaction, shadow: Shadow) -> Access:
         return device.access_to_children(entry)
     if entry.child_access is None:
         assert entry.xtype is not None and entry.xtype.template is not None
-        read, write = entry.xtype.template.guard(shadow.bytes, entry.tree)
+        read, write = entry.xtype.template.guard(shadow.whole, entry.tree)
         entry.child_access = device.pages.access(frozenset(read), frozenset(write))
     return entry.child_access
 
@@ -356,8 +356,8 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
     changed: cython.int = shadow.changed
     sector: cython.int
     charge(t.env, entry)
-    if shadow.copy_to != NO_PAGE:
-        pages.view(shadow.copy_to)[:] = shadow.bytes
+    if shadow.copy_to != _NO_PAGE:
+        pages.view(shadow.copy_to)[:] = shadow.whole
         device.set_page(entry, shadow.copy_to)
     else:
         pages.put_sectors(entry.page, shadow.held, changed)

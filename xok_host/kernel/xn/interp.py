@@ -20,8 +20,8 @@ A program is verified when it is made: opcodes, registers, reserved fields, jump
 known helpers, no way to fall off its end.  What can only be seen while running is a `UdfFault`.
 
 Order of calls: `Program(code)` once (import), then `run` (Python lists), `run_raw` (flat array), `same_output` (did a
-modification leave the output as it was?) or, after `show`, `ask`, XN's usual question, as often as wanted.  Runs do not nest and do
-not release the GIL, so the registers and output space are the program's and the module's own.
+modification leave the output as it was?) or, after `show`, `ask`, XN's usual question, as often as wanted.  Runs do not
+nest and do not release the GIL, so the registers and output space are the program's and the module's own.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _ask(t: Transaction) -> None:
             approved, _ = program.run(
                 shadow.before,
                 part,
-                new=shadow.bytes,
+                new=shadow.whole,
                 context=context,
                 r4=t.capability,
                 r5=t.kernel.now,
@@ -84,7 +84,7 @@ def _context(t: Transaction) -> bytearray:
         )
         start = BLOCK * (1 + index)
         if shadow is not None:
-            out[start : start + BLOCK] = shadow.bytes
+            out[start : start + BLOCK] = shadow.whole
         elif child is None:
             out[start : start + BLOCK] = device.pages.view(entry.page)
     return out

@@ -6,7 +6,7 @@ from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.registry cimport Cached
 
 
-cdef list _SPARE
+cdef bytearray _SPARE
 
 
 cdef class Shadow:

@@ -26,9 +26,8 @@ EMPTY = array("Q")
 ZEROS = bytes(BLOCK)
 _NONE: list[Any] = []
 """What nothing was noted in: shared, and never changed."""
-MAX_SPARE = 8
-"""Buffers for shadows that are kept, to make none for most transactions."""
-_SPARE: list[bytearray] = []
+_SPARE: bytearray | None = None
+"""A buffer that no shadow needs: most transactions have one, and take this."""
 _BLOCK = cython.declare(cython.int, BLOCK)
 _ALL = cython.declare(cython.int, ALL_SECTORS)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
@@ -65,7 +64,12 @@ class Shadow:
         self._before: Any = None
         self.fresh = pages is None
         """Allocated by this transaction."""
-        self.held: bytearray = bytearray(_BLOCK) if pages is None or not _SPARE else _SPARE.pop()
+        global _SPARE
+        if pages is None or _SPARE is None:
+            self.held = bytearray(_BLOCK)
+        else:
+            self.held = _SPARE
+            _SPARE = None
         """The bytes of the sectors that are `present`; of others, anything."""
         self.present = _ALL if pages is None else 0
         self.changed = 0
@@ -85,19 +89,20 @@ class Shadow:
         """Have these sectors, as they are if nothing was written to them."""
         missing: cython.int = sectors & ~self.present
         if missing:
+            assert self._pages is not None
             self._pages.take_sectors(self.entry.page, self.held, missing)
             self.present |= missing
 
     @property
-    def bytes(self) -> bytearray:
-        """The whole block."""
+    def whole(self) -> bytearray:
+        """All its bytes."""
         self.bring(_ALL)
         return self.held
 
     def end(self) -> None:
         """Nobody needs its bytes any more."""
-        if len(_SPARE) < MAX_SPARE:
-            _SPARE.append(self.held)
+        global _SPARE
+        _SPARE = self.held
 
     @property
     def before(self) -> bytes | memoryview:

@@ -147,7 +147,7 @@ def applied(shadow: Shadow) -> None:
 
 def _check_sector(shadow: Shadow, named: list[Touched], sets: ReadSets, sector: int) -> None:
     entry = shadow.entry
-    differs = changed(shadow.before, shadow.bytes, sector)
+    differs = changed(shadow.before, shadow.whole, sector)
     before = [_before(shadow, sets, touched.part) for touched in named]
     readers = _readers(shadow, sets, sector)
     if not differs:
@@ -160,7 +160,7 @@ def _check_sector(shadow: Shadow, named: list[Touched], sets: ReadSets, sector: 
         _refuse_missing(shadow, sets, sector, missing, readers, known)
     after = []
     for touched in named:
-        answers, reads = sets.ask(shadow.bytes, touched.part, entry.db)
+        answers, reads = sets.ask(shadow.whole, touched.part, entry.db)
         touched.after, touched.references, touched.counts = answers
         after.append(reads)
         shadow.reading[-1 - touched.part] = reads
@@ -211,7 +211,7 @@ def _refuse_missing(shadow: Shadow, sets: ReadSets, sector: int, missing: int, r
 
 def _counted(shadow: Shadow, sets: ReadSets, sector: int, gained: Tally, known: Tally) -> Tally:
     """PART-4 of overlapping partitions: what `uses` says now, and that it is the sum."""
-    claimed = sets.uses(shadow.bytes, sector)
+    claimed = sets.uses(shadow.whole, sector)
     wrong = differ(gained, add(claimed, known))
     if wrong:
         byte = first(wrong)

@@ -43,7 +43,7 @@ def modification(t: Transaction, shadow: Shadow) -> None:
     xtype: XnType = shadow.entry.xtype
     if xtype.discriminators and not shadow.set_type:
         for start, length in xtype.discriminators:
-            if shadow.bytes[start : start + length] != shadow.before[start : start + length]:
+            if shadow.whole[start : start + length] != shadow.before[start : start + length]:
                 raise BogusUpdate(f"bytes {start} to {start + length} are a discriminator: use set_type")
     if xtype.has_acl:
         parts = [touched.part for touched in t.parts(shadow)]
@@ -51,7 +51,7 @@ def modification(t: Transaction, shadow: Shadow) -> None:
             parts.append(NO_PARTITION)
         for part in parts:
             unpaid: int = xtype.template.spent
-            if not xtype.template.approves(shadow.before, shadow.bytes, part, t.capability, t.kernel.now):
+            if not xtype.template.approves(shadow.before, shadow.whole, part, t.capability, t.kernel.now):
                 raise Refused(f"acl of {xtype.name}, partition {part}")
             pay(t, xtype.template.spent - unpaid)
     if not xtype.guard_constant and not shadow.fresh:
@@ -65,7 +65,7 @@ def check_guard(t: Transaction, shadow: Shadow) -> None:
     entry, device = shadow.entry, t.device
     template = entry.xtype.template
     unpaid: int = template.spent
-    same = template.guard(shadow.before, entry.tree) == template.guard(shadow.bytes, entry.tree)
+    same = template.guard(shadow.before, entry.tree) == template.guard(shadow.whole, entry.tree)
     guarded = [] if same else udf.extents(template.owns_all(shadow.before, unpaid))
     pay(t, template.spent - unpaid)
     for db, count, _ in guarded:
@@ -103,8 +103,8 @@ def ask(
     return owned(xtype, part, EMPTY), referred(xtype, part, db, EMPTY), counted(xtype, part, db, EMPTY)
 
 
-# Of the partition that is shown.  Each gives `said`, itself, if that is what the UDF says: XN has checked it when it was said first, for this partition
-# of this block, and to look at the same once more would show nothing new.
+# Of the partition shown.  Each gives `said`, itself, if that is what the UDF says: XN has checked it when it was said
+# first, for this partition of this block, and to look at the same once more would show nothing new.
 
 
 def owned(xtype: XnType, part: cython.uint, said: array[int]) -> array[int]:
@@ -442,7 +442,7 @@ def frees(t: Transaction) -> None:
             if entry.lock == LOCK_EXCLUSIVE and t.env not in entry.lock_holders:
                 raise Locked(f"block {db} is locked by another environment")
             shadow = t.shadow(entry.key)
-            meta = shadow.bytes if shadow is not None else device.pages.view(entry.page)
+            meta = shadow.whole if shadow is not None else device.pages.view(entry.page)
             for part in range(xtype.nparts):
                 owns, references, counts = ask(xtype, meta, part, db)
                 spent, xtype.spent = xtype.spent, 0
