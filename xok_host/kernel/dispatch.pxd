@@ -13,9 +13,9 @@ from xok_host.kernel.xn.shadow cimport Transaction
 cdef class Dispatch:
     cdef Core _kernel
     cdef public dict handlers
-    cdef unsigned long long _tree(self, Environment env, index, int rights) except? 0
+    cdef unsigned long long _tree(self, Environment env, long long index, int rights) except? 0
     cdef _write(self, dev, Extents extents)
-    cdef long transaction(self, Environment env, cap, bytes data, int number) except -1
+    cdef long transaction(self, Environment env, long long cap, bytes data, int number) except -1
 
 
 cdef _check_blocks(unsigned long long db, unsigned long long count)

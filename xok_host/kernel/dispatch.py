@@ -101,7 +101,7 @@ class Dispatch:
 
     # ---- helpers
 
-    def _tree(self, env: Environment, index: Any, rights: cython.int) -> cython.ulonglong:
+    def _tree(self, env: Environment, index: cython.longlong, rights: cython.int) -> cython.ulonglong:
         number: cython.ulonglong = env.capabilities.tree(index, rights)
         return number or env.capabilities.get(index, TREE, rights).id  # which says what is wrong
 
@@ -539,7 +539,7 @@ class Dispatch:
 
     alloc = free = add_edge = set_type = move = swap = one_operation
 
-    def transaction(self, env: Environment, cap: Any, data: bytes, number: cython.int) -> cython.long:
+    def transaction(self, env: Environment, cap: cython.longlong, data: bytes, number: cython.int) -> cython.long:
         """Carry out the operations in `data`, of which call `number` makes its demands (0: none); how many they are."""
         capability: cython.ulonglong = self._tree(env, cap, _WRITE)
         transaction: Transaction = Transaction.__new__(Transaction)
