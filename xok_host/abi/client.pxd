@@ -7,6 +7,7 @@ cdef class Environment:
     cdef public int _bell
     cdef public ClientRing ring
     cdef public bint stop_requested
+    cdef Completion _last
     cdef public dict _done, _handlers, _chunks, _chunk_fds
     cdef public set _maps
     cdef public long _descriptors_due
@@ -17,4 +18,6 @@ cdef class Environment:
         self, str name, tuple scalars, unsigned int cap, object data, long out_bytes, int flags, object then
     ) except 0
     cdef _wait_in_ring(self, unsigned long long cookie)
+    cdef Completion _take_done(self, unsigned long long cookie)
+    cdef bint _is_done(self, unsigned long long cookie) except -1
     cdef _event(self, Completion completion)

@@ -144,7 +144,10 @@ class Environment:
             self.tap = TapInfo(fd=tables["tap"], **tap)
         self.on_event: Callable[[Event, int, int], None] = lambda event, r0, r1: None
         self.stop_requested = False
+        self._last: Completion | None = None
+        """The last that was taken from the ring for somebody who will `wait` for it."""
         self._done: dict[int, Completion] = {}
+        """Those before it, by cookie."""
         self._handlers: dict[int, Callable[[Completion], None]] = {}
         self._chunks: dict[int, memoryview] = {}
         self._chunk_fds: dict[int, tuple[int, bool]] = {}
@@ -216,13 +219,28 @@ class Environment:
     def wait(self, cookie: cython.ulonglong) -> Completion:
         """The completion of `cookie`, waiting for it in this thread.  Raises Gone when xokd is."""
         self.dispatch()
-        if not self._done or cookie not in self._done:
+        if not self._is_done(cookie):
             self._wait_in_ring(cookie)
+        return self._take_done(cookie)
+
+    def _take_done(self, cookie: cython.ulonglong) -> Completion:
+        done = self._last
+        if done is not None and done.cookie == cookie:
+            self._last = None
+            return done
         return self._done.pop(cookie)
+
+    def _is_done(self, cookie: cython.ulonglong) -> cython.bint:
+        """Whether its completion was taken from the ring."""
+        if self._last is not None and self._last.cookie == cookie:
+            return True
+        return bool(self._done) and cookie in self._done
 
     def call(self, name: str, *scalars: int, cap: int = 0, data: bytes = b"", out_bytes: int = 0) -> Completion:
         """One call, one crossing.  Raises the `XokError` that xokd answers with."""
-        completion = self.wait(self._submit(name, scalars, cap, data, out_bytes, 0, None))
+        cookie: cython.ulonglong = self._submit(name, scalars, cap, data, out_bytes, 0, None)
+        self._wait_in_ring(cookie)  # xokd has not seen it yet: there is nothing to look for before
+        completion = self._take_done(cookie)
         if completion.code:
             raise refusal(completion)
         return completion
@@ -246,7 +264,9 @@ class Environment:
             elif self._handlers and (handler := self._handlers.pop(cookie, None)) is not None:
                 handler(completion)
             else:
-                self._done[cookie] = completion
+                if self._last is not None:
+                    self._done[self._last.cookie] = self._last
+                self._last = completion
         if count + outstanding >= _COMPLETIONS:
             self.ring_doorbell()  # the ring was full: xokd may keep events that had no room
         return count
@@ -280,7 +300,7 @@ class Environment:
             self.ring_doorbell()
             while True:
                 some = self.dispatch()
-                if self._done and cookie in self._done or some and not cookie:
+                if self._is_done(cookie) or some and not cookie:
                     break
                 if not some and not self.ring.sleep(PATIENCE_NS):
                     self.drain()

@@ -205,7 +205,8 @@ class Kernel(Core):
         out: list[IoRequest] = []
         for device in self.devices.values():
             io = device.io
-            out += io.take()
+            if taken := io.take():
+                out += taken
         if self.starting:
             for device in self.starting.values():
                 io = device.io
