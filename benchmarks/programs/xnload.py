@@ -8,7 +8,7 @@ prints another one:
     write|read sequential|random KB DEPTH  {"seconds": …, "bytes": …, "cpu": seconds of this process}
 
 Calls go to a C-FFS directory block and its UDFs, as a mount's would; data goes to extents below two inodes in it, DEPTH
-requests of KB at a time, and a write ends with a flush.
+requests of KB at a time, each a call of its own, and a write ends with a flush.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from libfs.cffs import layout, mkfs, sector
 from libfs.cffs.inode import Node
-from xok_host.abi.calls import Op, OpKind, pack_extents, pack_transaction
+from xok_host.abi.calls import MAX_OPS, Op, OpKind, pack_extents, pack_transaction
 from xok_host.abi.channel import Completion
 from xok_host.abi.types import BLOCK, SECTOR, TYPE_XN_DB, disk_address
 
@@ -37,8 +37,10 @@ BATCH = 64
 INODES = 2
 EXTENT_BLOCKS = 4096
 FILE_BLOCKS = EXTENT_BLOCKS * layout.DIRECT * INODES
-WINDOW = 4
-"""Crossings with data requests that have not been answered."""
+REFILLS = 8
+"""An eighth of the requests that are out at a time has been answered when others take their place."""
+PAGES = 512
+"""Pages in one PAGE_ALLOC."""
 
 
 class Load:
@@ -52,9 +54,11 @@ class Load:
         self.da = disk_address(DEV, self.root)
         self.starts = self._file()
         self.flying = 0
-        """Crossings that are not answered."""
-        self.pages: deque[bytes] = deque()
-        """Numbers of pages for the next crossings."""
+        """Data requests that are not answered."""
+        self.runs: deque[tuple[int, int]] = deque()
+        """(first page, count) of pages to write from, and how many they are."""
+        self.npages = 0
+        self.asked = False
 
     def _sector(self, number: int, stamp: int) -> bytes:
         """A sector with three names and their inodes."""
@@ -137,52 +141,62 @@ class Load:
         pieces = [start + at for start in self.starts for at in range(0, EXTENT_BLOCKS, blocks)]
         if order == "random":
             random.Random(1).shuffle(pieces)
-        group = max(1, depth // WINDOW)
-        groups = [pieces[at : at + group] for at in range(0, len(pieces), group)]
-        if way == "write":
-            self._order_pages(group * blocks)
+        start = self._write if way == "write" else self._read
+        together = max(1, depth // REFILLS)
+        at = 0
         cpu, began = time.process_time(), time.perf_counter()
-        for asked in groups:
-            while self.flying == WINDOW:
-                self.env.wait_any()
-            if way == "write":
-                self._write(asked, blocks)
-            else:
-                self._read(asked, blocks)
-            self.flying += 1
+        while at < len(pieces):
+            count = min(depth - self.flying, len(pieces) - at)
+            if count >= min(together, len(pieces) - at):
+                self.flying += count
+                start(pieces[at : at + count], blocks)
+                at += count
+            self.env.wait_any()
         while self.flying:
             self.env.wait_any()
         if way == "write":
             self.env.call("flush", DEV)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        while self.pages:
-            self.env.call("page_free", data=self.pages.popleft())
         return {"seconds": seconds, "bytes": FILE_BLOCKS * BLOCK, "cpu": cpu}
-
-    def _order_pages(self, count: int) -> None:
-        """Ask for the pages of the next crossing: they come while the requests of this one are on their way."""
-        self.env.submit("page_alloc", count, cap=self.cap, out_bytes=8 * count, then=self._take_pages)
-
-    def _take_pages(self, answer: Completion) -> None:
-        _check(answer)
-        self.pages.append(answer.data)
 
     def _write(self, group: list[int], blocks: int) -> None:
         """New pages for these pieces, published and written."""
-        while not self.pages:
-            self.env.wait_any()
-        pages = memoryview(self.pages.popleft()).cast("Q")
-        self._order_pages(len(pages))
-        self.env.pages(pages[0], 1)[:8] = struct.pack("<Q", group[0])
-        ops = [
-            Op(OpKind.PUBLISH, self.da, 1, db=db + first - begin, count=count, type=TYPE_XN_DB, page=page)
-            for begin, db in zip(range(0, len(pages), blocks), group, strict=True)
-            for first, count, page in _runs(pages, begin, blocks)
-        ]
-        for start in range(0, len(ops), 64):
-            self.env.submit("transact", cap=self.cap, data=pack_transaction(ops[start : start + 64]), then=_check)
-        extents = pack_extents([(db, blocks, 0) for db in group])
-        self.env.submit("writebackv", DEV, data=extents, then=self._landed)
+        ops = []
+        for db in group:
+            for page, count in self._take_pages(blocks):
+                ops.append(Op(OpKind.PUBLISH, self.da, 1, db=db, count=count, type=TYPE_XN_DB, page=page))
+                db += count
+        self.env.pages(ops[0].page, 1)[:8] = struct.pack("<Q", group[0])
+        for start in range(0, len(ops), MAX_OPS):
+            data = pack_transaction(ops[start : start + MAX_OPS])
+            self.env.submit("transact", cap=self.cap, data=data, then=_check)
+        for db in group:
+            self.env.submit("writebackv", DEV, data=pack_extents([(db, blocks, 0)]), then=self._landed)
+
+    def _take_pages(self, count: int) -> list[tuple[int, int]]:
+        """Pages that were not used, as runs; more of them are asked for in time, with what crosses next."""
+        taken = []
+        while count:
+            if self.npages < PAGES and not self.asked:
+                self.asked = True
+                self.env.submit("page_alloc", PAGES, cap=self.cap, out_bytes=8 * PAGES, then=self._pages_came)
+            if not self.runs:
+                self.env.wait_any()
+                continue
+            page, length = self.runs.popleft()
+            if length > count:
+                self.runs.appendleft((page + count, length - count))
+                length = count
+            taken.append((page, length))
+            count -= length
+            self.npages -= length
+        return taken
+
+    def _pages_came(self, answer: Completion) -> None:
+        _check(answer)
+        self.asked = False
+        self.npages += PAGES
+        self.runs += _runs(memoryview(answer.data).cast("Q"))
 
     def forget(self) -> dict[str, float]:
         """Nothing of the file is in core after this."""
@@ -192,8 +206,10 @@ class Load:
         return {}
 
     def _read(self, group: list[int], blocks: int) -> None:
-        extents = pack_extents([(db, blocks, 1) for db in group])
-        self.env.submit("insert_and_read", self.da, cap=self.cap, data=extents, then=self._landed)
+        for db in group:
+            self.env.submit(
+                "insert_and_read", self.da, cap=self.cap, data=pack_extents([(db, blocks, 1)]), then=self._landed
+            )
 
     def _landed(self, answer: Completion) -> None:
         _check(answer)
@@ -202,19 +218,19 @@ class Load:
 
 def _check(answer: Completion) -> None:
     if answer.code:
-        raise SystemExit(f"xnload: {answer}")
+        raise SystemExit(f"xnload: {answer.code} {answer.data!r}")
 
 
-def _runs(pages: Sequence[int], begin: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """(index, length, page) of the runs of adjacent pages in pages[begin : begin + count], which ascend."""
-    at, end = begin, begin + count
-    while at < end:
+def _runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, length) of the runs of adjacent pages, which ascend."""
+    at = 0
+    while at < len(pages):
         length = 1
-        if pages[end - 1] - pages[at] == end - 1 - at:
-            length = end - at
-        while at + length < end and pages[at + length] == pages[at] + length:
+        if pages[-1] - pages[at] == len(pages) - 1 - at:
+            length = len(pages) - at
+        while at + length < len(pages) and pages[at + length] == pages[at] + length:
             length += 1
-        yield at, length, pages[at]
+        yield pages[at], length
         at += length
 
 

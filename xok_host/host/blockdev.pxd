@@ -1,4 +1,7 @@
 # C-level declarations of blockdev.py.
+from xok_host.host.uring cimport Ring
+
+
 cdef class _Operation:
     cdef public bint write, durable
     cdef public long long sector, size
@@ -25,6 +28,7 @@ cdef class BlockDevice:
     cdef public int sector_bytes
     cdef public bint direct
     cdef public object engine
+    cdef Ring _ring
     cdef list _queued, _flushes
     cdef long long _operations, _reads, _writes, _syncs, _bytes_read, _bytes_written, _errors
     cdef long _in_flight, _running

@@ -19,8 +19,12 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Any
 
 import cython
+
+if cython.compiled:
+    from cython.cimports.xok_host.host.uring import Ring
 
 from xok_host.abi.errors import BadDisk, InUse
 from xok_host.abi.types import BLOCK, SECTOR
@@ -108,6 +112,7 @@ class BlockDevice:
         "_operations",
         "_queued",
         "_reads",
+        "_ring",
         "_running",
         "_syncs",
         "_writes",
@@ -126,6 +131,10 @@ class BlockDevice:
         self.sector_bytes = sector_bytes
         self.direct = direct
         self.engine = engine
+        self._ring: Any = None
+        """The engine, if it can be called in C."""
+        if cython.compiled and isinstance(engine, Ring):
+            self._ring = engine
         self._operations = self._reads = self._writes = self._syncs = 0
         self._bytes_read = self._bytes_written = self._errors = 0
         self._queued: list[_Operation] = []
@@ -241,7 +250,10 @@ class BlockDevice:
         offset = first.sector * SECTOR + request.skip
         if len(buffers) > _VECTORS:
             buffers = buffers[:MAX_VECTORS]
-        self.engine.queue_rw(first.write, self.fd, offset, buffers, request, flags)
+        if self._ring is not None:
+            self._ring.queue_rw(first.write, self.fd, offset, buffers, request, flags)
+        else:
+            self.engine.queue_rw(first.write, self.fd, offset, buffers, request, flags)
         if first.write:
             self._writes += 1
         else:

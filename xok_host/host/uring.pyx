@@ -100,23 +100,7 @@ cdef class _Request:
 
 
 cdef class Ring:
-    cdef int _fd, _event
-    cdef void *_rings
-    cdef size_t _rings_bytes, _sqes_bytes
-    cdef io_uring_sqe *_sqes
-    cdef io_uring_cqe *_cqes
-    cdef uint32_t *_sq_head
-    cdef uint32_t *_sq_tail
-    cdef uint32_t *_sq_array
-    cdef uint32_t *_cq_head
-    cdef uint32_t *_cq_tail
-    cdef uint32_t _sq_mask, _cq_mask, _entries, _queued
-    cdef uint64_t _next
-    cdef dict _requests
-    cdef readonly uint32_t room
-    """Requests that may be in flight."""
-    cdef readonly uint64_t submissions
-    """System calls made to submit."""
+    """`room`: requests that may be in flight.  `submissions`: system calls made to submit."""
 
     def __cinit__(self, unsigned int entries=256):
         cdef io_uring_params params
@@ -141,7 +125,7 @@ cdef class Ring:
                                IORING_OFF_SQES)
         if sqes == MAP_FAILED:
             _raise("io_uring entries")
-        self._sqes = <io_uring_sqe *>sqes
+        self._sqes = sqes
         cdef char *base = <char *>self._rings
         self._sq_head = <uint32_t *>(base + params.sq_off.head)
         self._sq_tail = <uint32_t *>(base + params.sq_off.tail)
@@ -150,7 +134,7 @@ cdef class Ring:
         self._cq_head = <uint32_t *>(base + params.cq_off.head)
         self._cq_tail = <uint32_t *>(base + params.cq_off.tail)
         self._cq_mask = (<uint32_t *>(base + params.cq_off.ring_mask))[0]
-        self._cqes = <io_uring_cqe *>(base + params.cq_off.cqes)
+        self._cqes = base + params.cq_off.cqes
         self._entries = params.sq_entries
         self.room = params.cq_entries
         self._event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -184,7 +168,7 @@ cdef class Ring:
     def in_flight(self):
         return len(self._requests)
 
-    cdef io_uring_sqe *_entry(self, token_request) except NULL:
+    cdef void *_entry(self, token_request) except NULL:
         """A zeroed submission entry; submits first when the queue is full."""
         if self._fd < 0:
             raise ValueError("the ring is closed")
@@ -194,7 +178,7 @@ cdef class Ring:
             self.submit()
         cdef uint32_t tail = self._sq_tail[0] + self._queued
         cdef uint32_t index = tail & self._sq_mask
-        cdef io_uring_sqe *sqe = &self._sqes[index]
+        cdef io_uring_sqe *sqe = &(<io_uring_sqe *>self._sqes)[index]
         memset(sqe, 0, 64)
         self._next += 1
         sqe.user_data = self._next
@@ -202,7 +186,7 @@ cdef class Ring:
         self._requests[self._next] = token_request
         return sqe
 
-    def queue_rw(self, bint write, int fd, uint64_t offset, list buffers, token, uint32_t flags=0):
+    cpdef queue_rw(self, bint write, int fd, uint64_t offset, list buffers, token, uint32_t flags=0):
         """Queue a vectored read or write of `buffers` at byte `offset`; `flags` are RWF_*."""
         cdef Py_ssize_t n = len(buffers), i
         if not 0 < n <= 1024:
@@ -215,7 +199,7 @@ cdef class Ring:
             request.buffers = &request.one
             PyObject_GetBuffer(buffers[0], &request.one, access)
             request.count = 1
-            sqe = self._entry(request)
+            sqe = <io_uring_sqe *>self._entry(request)
             sqe.opcode = IORING_OP_WRITE if write else IORING_OP_READ
             sqe.addr = <uint64_t><size_t>request.one.buf
             sqe.len = <uint32_t>request.one.len
@@ -229,7 +213,7 @@ cdef class Ring:
                 request.count = i + 1
                 request.vectors[i].iov_base = request.buffers[i].buf
                 request.vectors[i].iov_len = request.buffers[i].len
-            sqe = self._entry(request)
+            sqe = <io_uring_sqe *>self._entry(request)
             sqe.opcode = IORING_OP_WRITEV if write else IORING_OP_READV
             sqe.addr = <uint64_t><size_t>request.vectors
             sqe.len = <uint32_t>n
@@ -242,13 +226,13 @@ cdef class Ring:
         """Queue a data sync: what completed before it is durable when it completes."""
         cdef _Request request = _Request()
         request.token = token
-        cdef io_uring_sqe *sqe = self._entry(request)
+        cdef io_uring_sqe *sqe = <io_uring_sqe *>self._entry(request)
         sqe.opcode = IORING_OP_FSYNC
         sqe.fd = fd
         sqe.fsync_flags = IORING_FSYNC_DATASYNC
         self._queued += 1
 
-    def submit(self):
+    cpdef submit(self):
         """Give everything queued to the kernel."""
         cdef long done
         cdef uint32_t count
@@ -267,7 +251,7 @@ cdef class Ring:
             count -= <uint32_t>done
             self.submissions += 1
 
-    def reap(self):
+    cpdef list reap(self):
         """Completions so far, without waiting: (token, result) each."""
         cdef uint64_t ticks = 0
         cdef list out = []
@@ -277,7 +261,7 @@ cdef class Ring:
         cdef io_uring_cqe *cqe
         cdef _Request request
         while head != tail:
-            cqe = &self._cqes[head & self._cq_mask]
+            cqe = &(<io_uring_cqe *>self._cqes)[head & self._cq_mask]
             request = self._requests.pop(cqe.user_data)
             out.append((request.token, cqe.res))
             head += 1

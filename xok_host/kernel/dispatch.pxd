@@ -2,7 +2,7 @@
 from xok_host.kernel.core cimport Core
 from xok_host.kernel.env cimport Environment
 from xok_host.kernel.extents cimport Extents
-from xok_host.kernel.xn cimport bind, txn
+from xok_host.kernel.xn cimport bind, txn, udf
 from xok_host.kernel.xn.device cimport Device
 from xok_host.kernel.xn.io cimport DeviceIo
 from xok_host.kernel.xn.pending cimport Pending, new_pending

@@ -139,12 +139,11 @@ class Dispatch:
         if len(env.pages) + count + len(env.unsettled) > pages.limit * 3 // 4:
             apply.check_share(self._kernel, env, len(env.pages) + count)
         access = self._kernel.access_by_capability(capability)
-        given = array("Q")
-        for first, length in pages.alloc_runs(pages.arena(access, env.id, DATA), count):
+        runs = pages.alloc_runs(pages.arena(access, env.id, DATA), count)
+        for first, length in runs:
             env.pages.add(first, length)
-            given.extend(range(first, first + length))
         env.trees.add(capability)
-        return count, 0, given.tobytes()
+        return count, 0, _numbers(runs, count)
 
     def page_free(self, env: Environment, call: Entry) -> Result:
         if len(call.data) % 8:
@@ -505,6 +504,7 @@ class Dispatch:
         count: cython.ulonglong
         i: cython.Py_ssize_t
         entry: Cached | None = None
+        found: list[Cached] = []
         _check_total(extents.total())
         for i in range(extents.n):
             db, count = extents.db(i), extents.count(i)
@@ -513,8 +513,12 @@ class Dispatch:
                 entry = registry.after(entry, number << 44 | block)
                 if entry is None:
                     raise NotInCore(f"block {block} is not in the registry")
+                found.append(entry)
+        at: cython.Py_ssize_t = 0
         for i in range(extents.n):
-            io.write_extent(extents.db(i), extents.count(i), extents.third(i) & _ALL or _ALL, pending)
+            end: cython.Py_ssize_t = at + extents.count(i)
+            io.write_blocks(found, at, end, extents.third(i) & _ALL or _ALL, pending)
+            at = end
         return pending
 
     def flush(self, env: Environment, call: Entry) -> Result:
@@ -715,6 +719,21 @@ def _reservation(entry: CatalogueEntry | None, env: Environment) -> int:
     if entry is None or entry.kind != CatalogueEntry.RESERVED or entry.uid != env.uid:
         return 0
     return entry.type
+
+
+def _numbers(runs: list[tuple[int, int]], count: cython.Py_ssize_t) -> bytes:
+    """The numbers of `count` pages in runs, 8 bytes each."""
+    out = array("Q", bytes(8 * count))
+    v: cython.p_ulonglong = udf.words(out)
+    page: cython.ulonglong
+    end: cython.ulonglong
+    i: cython.Py_ssize_t = 0
+    for first, length in runs:
+        end = first + length
+        for page in range(first, end):
+            v[i] = page
+            i += 1
+    return out.tobytes()
 
 
 def _check_total(blocks: Any) -> None:

@@ -1,6 +1,7 @@
 # C-level declarations of pages.py.
 cdef class Access:
     cdef public frozenset read, write
+    cdef public Arena own
     cdef unsigned long long _writer
     cpdef bint may_write(self, unsigned long long capability) except -1
 

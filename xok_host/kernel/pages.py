@@ -74,12 +74,14 @@ class PlainMemory:
 class Access:
     """Who may read and write: two sets of capability numbers.  One object for each pair, compared by identity."""
 
-    __slots__ = ("_writer", "read", "write")
+    __slots__ = ("_writer", "own", "read", "write")
 
     def __init__(self, read: frozenset[int], write: frozenset[int]) -> None:
         self.read = read
         self.write = write
         self._writer: int = next(iter(write)) if len(write) == 1 else 0
+        self.own: Arena | None = None
+        """The arena that xokd alone writes, if there is one."""
 
     def may_write(self, capability: cython.ulonglong) -> cython.bint:
         """Whether the capability with this number, which is not 0, is one of the writers'."""
@@ -183,10 +185,14 @@ class Pages:
 
     def arena(self, access: Access, writer: cython.uint = 0, kind: str = META) -> Arena:
         """The arena of these, made at need; kind is DATA where an environment writes."""
+        if kind is META and not writer and access.own is not None:
+            return access.own
         key = (access, writer, kind)
         found = self._arenas.get(key)
         if found is None:
             found = self._arenas[key] = Arena(access, writer, kind)
+            if kind is META and not writer:
+                access.own = found
         return found
 
     def _of(self, page: cython.ulonglong) -> Chunk:

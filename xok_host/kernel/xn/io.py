@@ -289,23 +289,24 @@ class DeviceIo:
 
     # ---- writes
 
-    def write_extent(self, db: cython.ulonglong, count: cython.ulonglong, mask: cython.int, pending: Pending) -> None:
-        """`write` of blocks that are in core; `pending` counts runs of sectors, and blocks."""
-        block: cython.ulonglong
+    def write_blocks(
+        self, found: Any, at: cython.Py_ssize_t, end: cython.Py_ssize_t, mask: cython.int, pending: Pending
+    ) -> None:
+        """`write` of found[at : end], neighbours on the disk; `pending` counts runs of sectors, and blocks."""
         page: cython.ulonglong = 0
         runs: cython.long
-        entry: Cached | None = None
+        entry: Cached
         run: list[Cached] = []
-        for block in range(db, db + count):
-            entry = self._registry.after(entry, self._number << 44 | block)
-            assert entry is not None
-            runs = 1
+        while at < end:
+            entry = found[at]
+            at += 1
             if mask == _ALL and entry.dirty == _ALL and not (entry.in_flight | entry.flags & _META):
                 if run and (entry.page != page or page % _CHUNK == 0 or len(run) == _RUN):
                     self._send(run, pending)
                     run = []
                 run.append(entry)
                 page = entry.page + 1
+                runs = 1
             else:
                 if run:
                     self._send(run, pending)

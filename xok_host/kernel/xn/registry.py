@@ -283,31 +283,27 @@ class Registry:
         self._quads[2] = self.nentries - len(self._free)
         self._quads[3] = self.sequence
 
-    @cython.boundscheck(False)
-    @cython.wraparound(False)
     def get(self, key: cython.ulonglong) -> Cached | None:
         index: cython.long = self._words[self._bucket(key)]
         while index:
             at: cython.long = (self._entries + (index - 1) * _ENTRY_BYTES) >> 2
             if self._quads[at >> 1] == key:
-                return self._slots[index - 1]
+                return cython.cast(Cached, self._slots[index - 1])
             index = self._words[at + 14]
         return None
 
-    @cython.boundscheck(False)
-    @cython.wraparound(False)
     def after(self, entry: Cached | None, key: cython.ulonglong) -> Cached | None:
         """`get` of a block that may have come in together with `entry`: neighbours on the disk are often neighbours in
         the table, and need no search."""
         if entry is not None:
-            if self._is_at(entry.index - 1, key):
-                return self._slots[entry.index - 1]
-            if self._is_at(entry.index + 1, key):
-                return self._slots[entry.index + 1]
+            index: cython.long = entry.index + 1
+            if not self._is_at(index, key):
+                index -= 2
+                if not self._is_at(index, key):
+                    return self.get(key)
+            return cython.cast(Cached, self._slots[index])
         return self.get(key)
 
-    @cython.boundscheck(False)
-    @cython.wraparound(False)
     def _is_at(self, index: cython.long, key: cython.ulonglong) -> cython.bint:
         """Whether the entry of `key` has that place."""
         if index < 0 or index >= self.nentries or self._quads[(self._entries + index * _ENTRY_BYTES) >> 3] != key:
