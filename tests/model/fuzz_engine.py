@@ -55,7 +55,7 @@ class Hang(BaseException):
 def deadline(seconds: float) -> Iterator[None]:
     """An endless loop becomes an exception; compiled code notices it when it next runs Python.
 
-    The seconds are of this process's CPU time: it waits for nothing, and what else the machine does is not its fault."""
+    The seconds are of this process's CPU time: it waits for nothing, and what else runs is not its fault."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hang(f"more than {seconds} s of CPU time")

@@ -46,7 +46,6 @@ _BLKSSZGET = 0x1268
 
 
 @cython.freelist(64)
-@cython.no_gc
 @cython.cclass
 class _Operation:
     """One `read` or `write` of the caller."""
@@ -76,7 +75,6 @@ class _Operation:
 
 
 @cython.freelist(64)
-@cython.no_gc
 @cython.cclass
 class _Request:
     """Neighbouring operations as one request to the device.  `skip` bytes of it are done already."""

@@ -18,7 +18,6 @@ _FLUSH = IoOp.FLUSH
 
 
 @cython.freelist(64)
-@cython.no_gc
 @cython.cclass
 class Ended:
     """What a disk calls when a request has ended."""

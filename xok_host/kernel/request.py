@@ -25,7 +25,6 @@ class IoOp(IntEnum):
 
 
 @cython.freelist(64)
-@cython.no_gc
 @cython.cclass
 class IoRequest:
     """One request to one device.
