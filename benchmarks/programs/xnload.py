@@ -151,9 +151,9 @@ class Load:
                 self.flying += count
                 start(pieces[at : at + count], blocks)
                 at += count
-            self.env.wait_any()
+            self.env.wait_any(together)
         while self.flying:
-            self.env.wait_any()
+            self.env.wait_any(self.flying)
         if way == "write":
             self.env.call("flush", DEV)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu

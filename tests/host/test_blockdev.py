@@ -7,8 +7,10 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -242,15 +244,34 @@ def test_the_ring_takes_no_more_than_it_can_tell_of(image: Path) -> None:
         reaped = 0
         with within(20):
             while reaped < ring.room:
-                reaped += len(ring.reap())
+                reaped += len(ring.reap(64))
         ring.queue_sync(fd, None)
         ring.submit()
     finally:
         with within(20):
             while ring.in_flight:
-                ring.reap()
+                ring.reap(64)
         ring.close()
         os.close(fd)
+
+
+def test_a_poll_looks_at_some_and_the_descriptor_stays_readable_for_the_others(disk: BlockDevice) -> None:
+    """Whoever waits for the first can go on before the last is looked at; none is forgotten."""
+    done: list[int] = []
+    total = 2 * blockdev.AT_ONCE + 1
+    for number in range(total):  # no neighbours: a request each
+        disk.read(16 * number, pages(1), done.append)
+    disk.submit()
+    polls = 0
+    with within(20):
+        while disk.in_flight():
+            select.select([disk.fileno()], [], [])
+            time.sleep(0.05)
+            before = len(done)
+            assert disk.poll() == len(done) - before <= blockdev.AT_ONCE
+            polls += 1
+    assert done == [0] * total and polls >= 3
+    assert not select.select([disk.fileno()], [], [], 0)[0]
 
 
 @contextlib.contextmanager

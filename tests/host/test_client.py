@@ -13,6 +13,7 @@ import pytest
 from launchkit import start_message
 
 from xok_host.abi import channel, client
+from xok_host.abi.calls import Event
 from xok_host.abi.client import Environment
 from xok_host.abi.errors import Gone
 
@@ -82,6 +83,49 @@ def test_who_has_several_calls_on_their_way_waits_for_any(ends: tuple[socket.soc
     thread.join(20)
     env.wait_any()
     assert came == [2, 1]
+
+
+@pytest.mark.parametrize(("least", "event_at", "expected"), [(3, 9, 3), (99, 9, 5), (4, 2, 2), (1, 9, 1)])
+def test_who_waits_for_several_answers_is_woken_once(
+    ends: tuple[socket.socket, Environment], least: int, event_at: int, expected: int
+) -> None:
+    """By as many as it wants, by all that are to come, or by an event (CH-7)."""
+    _, env = ends
+    ring = channel.KernelRing(env.ring.memory)
+    came: list[int] = []
+    asleep: list[bool] = []
+    events: list[Event] = []
+    env.on_event = lambda event, r0, r1: events.append(event)
+    for number in range(5):
+        env.submit("null", number, then=lambda answer: came.append(answer.r0))
+    returned = threading.Event()
+
+    def xokd() -> None:
+        entries: list[channel.Entry] = []
+        while len(entries) < 5:
+            if (entry := ring.take()) is not None:
+                entries.append(entry)
+            time.sleep(0.001)
+        for number, entry in enumerate(entries, 1):
+            while env.ring._load(channel.CQ_SLEEP) != channel.ASLEEP and not returned.is_set():
+                time.sleep(0.001)
+            ring.complete(entry, 0, entry.a0)
+            if number == event_at:
+                ring.event(Event.LOCK_WANTED, 7)
+            ring.wake()
+            asleep.append(env.ring._load(channel.CQ_SLEEP) == channel.ASLEEP)
+            if number == expected:
+                returned.wait(20)
+
+    thread = threading.Thread(target=xokd)
+    thread.start()
+    env.wait_any(least)
+    assert came == list(range(expected)) and events == [Event.LOCK_WANTED] * (event_at == expected)
+    assert asleep[: expected - 1] == [True] * (expected - 1), "it was woken before"
+    returned.set()
+    thread.join(20)
+    env.dispatch()
+    assert came == list(range(5))
 
 
 def test_a_signal_does_not_leave_it_waiting_in_the_ring(ends: tuple[socket.socket, Environment]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from model_world import STEPS, World
 
 from xok_host.abi.calltable import BY_NAME
-from xok_host.kernel.xn import bind, locks, verify
+from xok_host.abi.types import TYPE_XN_DB
+from xok_host.kernel.env import Environment
+from xok_host.kernel.xn import locks, template, verify
+from xok_host.kernel.xn.registry import Cached
 
 DICE = st.integers(0, 1 << 32)
 OFTEN = ("transact", "alloc", "add_edge", "page_alloc", "free", "move", "lock", "writebackv", "flush")
@@ -87,16 +91,30 @@ def owner_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def binding_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any block may be bound to any parent."""
-    monkeypatch.setattr(bind.udf, "owns", lambda *arguments: True)
+    """Where binding asks for the first time, a partition owns the whole disk."""
+    everything = array("Q", [1, (1 << 44) - 2, TYPE_XN_DB])
+    honest = template.Template.owns
+
+    def owns(self: template.Template, meta: Any, part: int) -> array[int]:
+        return everything if isinstance(meta, memoryview) else honest(self, meta, part)  # of a type at its import
+
+    monkeypatch.setattr(template.Template, "owns", owns)
 
 
 def the_dead_keep_their_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks.Locks, "release_all", lambda self, env: None)
+    class Kept(locks.Locks):
+        def release_all(self, env: Environment) -> None:
+            pass
+
+    monkeypatch.setattr(locks, "Locks", Kept)
 
 
 def everybody_may_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks.Locks, "_compatible", lambda self, entry, env, mode: True)
+    class Open(locks.Locks):
+        def _compatible(self, entry: Cached, env: Environment, mode: int) -> bool:
+            return True
+
+    monkeypatch.setattr(locks, "Locks", Open)
 
 
 def counts_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ cdef class _Ring:
 cdef class KernelRing(_Ring):
     cdef public unsigned int _sq_head, _cq_tail
     cdef public long owed
+    cdef bint _news
     cpdef unsigned int pending(self) except? 0xFFFFFFFF
     cpdef long room(self) except -1
     cpdef Entry take(self)
@@ -55,7 +56,7 @@ cdef class ClientRing(_Ring):
     cpdef long outstanding(self) except -1
     cpdef publish(self)
     cpdef bint wait_here(self, bint here) except -1
-    cpdef bint sleep(self, long long ns) except -1
+    cpdef bint sleep(self, long long ns, unsigned int wanted=*) except -1
     cpdef Completion pop(self)
     cdef long _reserve(self, long nbytes) except -1
     cdef _release(self)

@@ -7,7 +7,7 @@ nothing; it answers into the completion ring and into the result area the entry 
     0        header: magic, version, sizes
     64       sq_tail   (libOS writes)       128  sq_head  (xokd writes)
     192      cq_tail   (xokd writes)        256  cq_head  (libOS writes)
-    320      cq_sleep  (both write)
+    320      cq_sleep  (both write)         384  cq_wanted (libOS writes)
     4096     submission ring, 64 bytes an entry
     …        completion ring, 32 bytes each
     DATA     operand and result bytes, laid out by the libOS as it likes
@@ -20,6 +20,8 @@ CH-5  An index is stored and loaded whole, and whoever sees it sees what was wri
 CH-6  `cq_sleep` says where the libOS is.  AWAY: ring its doorbell.  HERE: it will look for answers before it sleeps or
       goes away, so nothing need be done.  ASLEEP: it sleeps on that word (futex), after it looked for answers once
       more; xokd makes it HERE and wakes it.  Each side looks at what the other stores after a fence behind its own.
+CH-7  `cq_wanted` is how many answers the libOS sleeps for: fewer do not wake it, an event does.  It has taken all that
+      were there before it sleeps.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ VERSION = 3
 HEADER = struct.Struct("<IIIIII")
 """magic, version, submission entries, completions, data offset, data bytes."""
 
-SQ_TAIL, SQ_HEAD, CQ_TAIL, CQ_HEAD, CQ_SLEEP = 64, 128, 192, 256, 320
+SQ_TAIL, SQ_HEAD, CQ_TAIL, CQ_HEAD, CQ_SLEEP, CQ_WANTED = 64, 128, 192, 256, 320, 384
 AWAY, HERE, ASLEEP = 0, 1, 2
 """Values of `cq_sleep` (CH-6)."""
 SQ_OFFSET = 4096
@@ -97,6 +99,7 @@ _SQ_HEAD = cython.declare(cython.long, SQ_HEAD)
 _CQ_TAIL = cython.declare(cython.long, CQ_TAIL)
 _CQ_HEAD = cython.declare(cython.long, CQ_HEAD)
 _CQ_SLEEP = cython.declare(cython.long, CQ_SLEEP)
+_CQ_WANTED = cython.declare(cython.long, CQ_WANTED)
 _AWAY = cython.declare(cython.uint, AWAY)
 _HERE = cython.declare(cython.uint, HERE)
 _ASLEEP = cython.declare(cython.uint, ASLEEP)
@@ -238,6 +241,8 @@ class KernelRing(_Ring):
         HEADER.pack_into(memory, 0, MAGIC, VERSION, SUBMISSIONS, COMPLETIONS, DATA_OFFSET, DATA_BYTES)
         self._sq_head = 0
         self._cq_tail = 0
+        self._news = False
+        """An event was posted since the last `wake`."""
         self.owed = 0
         """Entries taken and not yet answered."""
 
@@ -300,12 +305,18 @@ class KernelRing(_Ring):
         if not self.room():
             return False
         self._push(0, kind, 0, r0, r1)
+        self._news = True
         return True
 
     def wake(self) -> cython.bint:
-        """Answers are there: wake the libOS if it sleeps in the ring (CH-6).  False if its doorbell must ring."""
+        """Answers are there: wake the libOS if it sleeps in the ring and waits for no more than they are (CH-6, CH-7).
+        False if its doorbell must ring."""
         futex.fence()
         where: cython.uint = self._load(_CQ_SLEEP)
+        news: cython.bint = self._news
+        self._news = False
+        if where == _ASLEEP and not news and _wrap(self._cq_tail - self._load(_CQ_HEAD)) < self._load(_CQ_WANTED):
+            return True
         if where == _ASLEEP and futex.exchange(self._words, _CQ_SLEEP >> 2, _ASLEEP, _HERE):
             futex.wake(self._words, _CQ_SLEEP >> 2)
         return where == _ASLEEP or where == _HERE
@@ -409,8 +420,9 @@ class ClientRing(_Ring):
         futex.fence()
         return self._cq_head != self._load(_CQ_TAIL)
 
-    def sleep(self, ns: cython.longlong) -> cython.bint:
-        """Sleep until an answer or event is there, at most `ns` nanoseconds; False if it was that long."""
+    def sleep(self, ns: cython.longlong, wanted: cython.uint = 1) -> cython.bint:
+        """Sleep until `wanted` answers or an event are there, at most `ns` nanoseconds; False if it was that long."""
+        self._store(_CQ_WANTED, wanted)
         self._store(_CQ_SLEEP, _ASLEEP)
         futex.fence()
         if self._cq_head != self._load(_CQ_TAIL):

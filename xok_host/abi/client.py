@@ -144,6 +144,8 @@ class Environment:
             self.tap = TapInfo(fd=tables["tap"], **tap)
         self.on_event: Callable[[Event, int, int], None] = lambda event, r0, r1: None
         self.stop_requested = False
+        self._heard = False
+        """An event has come."""
         self._last: Completion | None = None
         """The last that was taken from the ring for somebody who will `wait` for it."""
         self._done: dict[int, Completion] = {}
@@ -260,6 +262,7 @@ class Environment:
                 self._maps.discard(cookie)
                 self._descriptors_due -= completion.code != 0  # else it is on its way
             if not cookie:
+                self._heard = True
                 self._event(completion)
             elif self._handlers and (handler := self._handlers.pop(cookie, None)) is not None:
                 handler(completion)
@@ -287,22 +290,31 @@ class Environment:
             self.drain()
         self.dispatch()
 
-    def wait_any(self) -> None:
-        """Let what is queued cross, and wait in this thread until any completion or event has come and was dispatched:
-        for who has several calls on their way, each with its `then`."""
-        if not self.dispatch():
-            self._wait_in_ring(0)
+    def wait_any(self, least: cython.long = 1) -> None:
+        """Let what is queued cross, and wait in this thread until `least` completions, but no more than are to come, or
+        an event have come and were dispatched: for who has several calls on their way, each with its `then`."""
+        self._heard = False
+        least -= self.dispatch()
+        if least > 0 and not self._heard:
+            self._wait_in_ring(0, least)
 
-    def _wait_in_ring(self, cookie: cython.ulonglong) -> None:
-        """Ring, and wait until the completion of `cookie` was taken from the ring, or (0) anything was."""
+    def _wait_in_ring(self, cookie: cython.ulonglong, least: cython.long = 1) -> None:
+        """Ring, and wait until the completion of `cookie` was taken from the ring, or (0) `least` of any."""
+        self._heard = False
         self.ring.wait_here(True)
         try:
             self.ring_doorbell()
             while True:
                 some = self.dispatch()
-                if self._is_done(cookie) or some and not cookie:
-                    break
-                if not some and not self.ring.sleep(PATIENCE_NS):
+                if cookie:
+                    if self._is_done(cookie):
+                        break
+                else:
+                    least -= some
+                    if least <= 0 or self._heard:
+                        break
+                    least = min(least, self.ring.outstanding() or 1)
+                if not some and not self.ring.sleep(PATIENCE_NS, least):
                     self.drain()
         finally:
             late = self.ring.wait_here(False)

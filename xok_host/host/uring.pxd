@@ -21,4 +21,4 @@ cdef class Ring:
     cdef void *_entry(self, token_request) except NULL
     cpdef queue_rw(self, bint write, int fd, uint64_t offset, list buffers, token, uint32_t flags=*)
     cpdef submit(self)
-    cpdef list reap(self)
+    cpdef list reap(self, uint32_t most)

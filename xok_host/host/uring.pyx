@@ -7,7 +7,7 @@ neither move nor go away while the device works on them.
     ring.queue_rw(write, fd, offset, buffers, token, flags); ring.queue_sync(fd, token)
     ring.submit()              one system call for all that is queued
     ring.fileno()              readable when there are completions
-    ring.reap()                [(token, bytes transferred or −errno), …]
+    ring.reap(most)            [(token, bytes transferred or −errno), …]
 
 No more may be in flight than the ring has room for completions of (`room`): what overflows it is not told before somebody
 asks the kernel for it, and this module asks for nothing.
@@ -251,15 +251,20 @@ cdef class Ring:
             count -= <uint32_t>done
             self.submissions += 1
 
-    cpdef list reap(self):
-        """Completions so far, without waiting: (token, result) each."""
+    cpdef list reap(self, uint32_t most):
+        """Completions so far, without waiting: (token, result) each.  When there are more than `most`, as many of them,
+        and the descriptor stays readable for the others."""
         cdef uint64_t ticks = 0
         cdef list out = []
-        read(self._event, &ticks, 8)
         cdef uint32_t head = self._cq_head[0]
         cdef uint32_t tail = xok_load(self._cq_tail)
         cdef io_uring_cqe *cqe
         cdef _Request request
+        if tail - head > most:
+            tail = head + most
+        else:
+            read(self._event, &ticks, 8)
+            tail = xok_load(self._cq_tail)  # with those that had made it readable meanwhile
         while head != tail:
             cqe = &(<io_uring_cqe *>self._cqes)[head & self._cq_mask]
             request = self._requests.pop(cqe.user_data)

@@ -34,10 +34,9 @@ from xok_host.kernel.env import MAX_PENDING, Environment
 from xok_host.kernel.pages import ROOTS, Access, Arena, Chunk, Memory
 from xok_host.kernel.request import IoRequest
 from xok_host.kernel.tables import INDEX, Tables
-from xok_host.kernel.xn import order, privileged, startup
+from xok_host.kernel.xn import locks, order, privileged, startup
 from xok_host.kernel.xn.device import MAX_EVICTION_SCAN, Device
 from xok_host.kernel.xn.io import DeviceIo
-from xok_host.kernel.xn.locks import Locks
 from xok_host.kernel.xn.pending import Pending
 from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
 from xok_host.kernel.xn.startup import Then
@@ -86,7 +85,7 @@ class Kernel(Core):
         super().__init__(memory, tables, nentries, nbuckets)
         self.pages.reclaim = self._reclaim_page
         self.pages.reclaim_chunk = self._reclaim_chunk
-        self.locks = Locks(self)
+        self.locks = locks.Locks(self)
         self.environments: dict[int, Environment] = {}
         self.completions: deque[tuple[int, int, int, int, int, bytes]] = deque()
         self.running: Environment | None = None

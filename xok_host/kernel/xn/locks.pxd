@@ -1,5 +1,5 @@
 # C-level declarations of locks.py.
 cdef class Locks:
     cdef public object _kernel, _earliest
-    cdef public set _waiting
+    cdef public object _waiting
     cpdef next_deadline(self)
