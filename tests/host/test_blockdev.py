@@ -18,7 +18,7 @@ import pytest
 
 from tests.host.xokkit import Xok
 from xok_host.abi.errors import BadDisk, InUse
-from xok_host.abi.types import BLOCK, SECTOR
+from xok_host.abi.types import BLOCK, SECTOR, SECTORS
 from xok_host.host import blockdev
 from xok_host.host.blockdev import BlockDevice, open_disk
 from xok_host.host.disk import drain, sector_of
@@ -272,6 +272,25 @@ def test_a_poll_looks_at_some_and_the_descriptor_stays_readable_for_the_others(d
             polls += 1
     assert done == [0] * total and polls >= 3
     assert not select.select([disk.fileno()], [], [], 0)[0]
+
+
+def test_large_requests_are_looked_at_one_by_one(image: Path) -> None:
+    disk = open_disk(str(image))
+    done: list[int] = []
+    blocks = blockdev.MAX_REQUEST // BLOCK
+    try:
+        for number in range(3):
+            disk.read(number * 2 * blocks * SECTORS, pages(blocks), done.append)
+        disk.submit()
+        with within(20):
+            while len(done) < 3:
+                select.select([disk.fileno()], [], [])
+                time.sleep(0.05)
+                assert disk.poll() == 1
+    finally:
+        with within(20):
+            drain(disk)
+        disk.close()
 
 
 @contextlib.contextmanager

@@ -39,8 +39,8 @@ _MOST = cython.declare(cython.longlong, MAX_REQUEST)
 _VECTORS = cython.declare(cython.longlong, MAX_VECTORS)
 MAX_IN_FLIGHT = 256
 """Requests at the device at a time; the rest waits for their completions, for which the engine has a bounded ring."""
-AT_ONCE = 16
-"""Requests that one `poll` looks at: who waited for them gives the device new ones before it has done the others."""
+AT_ONCE, AT_ONCE_BYTES = 16, MAX_REQUEST
+"""What one `poll` looks at, if more has ended: who waited for it gives the device something new meanwhile."""
 MIN_BLOCKS = 1024
 """Smallest disk: 4 MiB."""
 _BLKGETSIZE64 = 0x80081272
@@ -189,7 +189,7 @@ class BlockDevice:
 
     def poll(self) -> cython.long:
         delivered: cython.long = 0
-        for token, result in self.engine.reap(AT_ONCE):
+        for token, result in self.engine.reap(AT_ONCE, AT_ONCE_BYTES):
             self._running -= 1
             if isinstance(token, _Flush):
                 delivered += self._deliver(token.done, 0 if result >= 0 else -result)

@@ -25,8 +25,9 @@ class Engine(Protocol):
 
     def submit(self) -> None: ...
 
-    def reap(self, most: int) -> list[tuple[Any, int]]:
-        """What has ended.  When it is more than `most`, as many of it, and `fileno` stays readable for the others."""
+    def reap(self, most: int, most_bytes: int) -> list[tuple[Any, int]]:
+        """What has ended.  When it is more than `most`, or more bytes, some of it, and `fileno` stays readable for the
+        others."""
         ...
 
     def fileno(self) -> int: ...
@@ -59,7 +60,7 @@ class ThreadEngine:
             self._work.put(work)
         self._queued.clear()
 
-    def reap(self, most: int) -> list[tuple[Any, int]]:
+    def reap(self, most: int, most_bytes: int) -> list[tuple[Any, int]]:
         if self._done.qsize() > most:
             return [self._done.get() for _ in range(most)]
         try:

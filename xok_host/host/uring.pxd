@@ -21,4 +21,5 @@ cdef class Ring:
     cdef void *_entry(self, token_request) except NULL
     cpdef queue_rw(self, bint write, int fd, uint64_t offset, list buffers, token, uint32_t flags=*)
     cpdef submit(self)
-    cpdef list reap(self, uint32_t most)
+    cpdef list reap(self, uint32_t most, uint64_t most_bytes=*)
+    cdef uint32_t _some(self, uint32_t head, uint32_t tail, uint32_t most, uint64_t most_bytes) noexcept

@@ -251,24 +251,34 @@ cdef class Ring:
             count -= <uint32_t>done
             self.submissions += 1
 
-    cpdef list reap(self, uint32_t most):
-        """Completions so far, without waiting: (token, result) each.  When there are more than `most`, as many of them,
-        and the descriptor stays readable for the others."""
+    cpdef list reap(self, uint32_t most, uint64_t most_bytes=<uint64_t>-1):
+        """Completions so far, without waiting: (token, result) each.  When there are more than `most`, or more bytes,
+        as many of them, and the descriptor stays readable for the others."""
         cdef uint64_t ticks = 0
         cdef list out = []
         cdef uint32_t head = self._cq_head[0]
         cdef uint32_t tail = xok_load(self._cq_tail)
+        cdef uint32_t end = self._some(head, tail, most, most_bytes)
         cdef io_uring_cqe *cqe
         cdef _Request request
-        if tail - head > most:
-            tail = head + most
-        else:
+        if end == tail:
             read(self._event, &ticks, 8)
-            tail = xok_load(self._cq_tail)  # with those that had made it readable meanwhile
-        while head != tail:
+            end = xok_load(self._cq_tail)  # with those that had made it readable meanwhile
+        while head != end:
             cqe = &(<io_uring_cqe *>self._cqes)[head & self._cq_mask]
             request = self._requests.pop(cqe.user_data)
             out.append((request.token, cqe.res))
             head += 1
         xok_store(self._cq_head, head)
         return out
+
+    cdef uint32_t _some(self, uint32_t head, uint32_t tail, uint32_t most, uint64_t most_bytes) noexcept:
+        """The end of the completions from `head` on that are within both bounds, but at least one if there is one."""
+        cdef uint64_t total = 0
+        cdef uint32_t at = head
+        cdef int32_t result
+        while at != tail and at - head < most and (total < most_bytes):
+            result = (<io_uring_cqe *>self._cqes)[at & self._cq_mask].res
+            total += result if result > 0 else 0
+            at += 1
+        return at
