@@ -49,11 +49,9 @@ class Carrier:
         pages: Pages = self._kernel.pages
         request: IoRequest
         disk: BlockDevice
-        ended: Ended
         for request in requests:
             disk = self._disks[request.dev]
-            ended = Ended.__new__(Ended)
-            ended.kernel, ended.token = self._kernel, request.token
+            ended = Ended(self._kernel, request.token)
             if request.op is _FLUSH:
                 disk.flush(ended)
             else:

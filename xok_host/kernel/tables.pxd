@@ -3,5 +3,4 @@ cdef class Counters:
     cdef unsigned long long[::1] _words
     cpdef add(self, str name, long count=*)
     cdef count(self, int index, long count)
-    cpdef set(self, str name, unsigned long long value)
     cdef put(self, int index, unsigned long long value)

@@ -61,12 +61,8 @@ class Counters:
         """As `add`, by the counter's place in `INDEX`."""
         self._words[index] += count
 
-    def set(self, name: str, value: cython.ulonglong) -> None:
-        index: cython.int = INDEX[name]
-        self._words[index] = value
-
     def put(self, index: cython.int, value: cython.ulonglong) -> None:
-        """As `set`, by the counter's place in `INDEX`."""
+        """The counter at this place in `INDEX` says this from now on."""
         self._words[index] = value
 
     def get(self, name: str) -> int:
