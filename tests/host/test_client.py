@@ -128,6 +128,57 @@ def test_who_waits_for_several_answers_is_woken_once(
     assert came == list(range(5))
 
 
+def test_who_wants_more_answers_than_are_to_come_gets_those(ends: tuple[socket.socket, Environment]) -> None:
+    """Not when it runs out of patience, and not never: those that were answered out of order do not count as to come,
+    and when all were there before the wait there is nothing to wait for."""
+    _, env = ends
+    ring = channel.KernelRing(env.ring.memory)
+    came: list[int] = []
+    for number in range(4):
+        env.submit("null", number, then=lambda answer: came.append(answer.r0))
+    env.ring_doorbell()
+    first, *others = [ring.take() for _ in range(4)]
+    assert first is not None
+    for entry in others:
+        assert entry is not None
+        ring.complete(entry, 0, entry.a0)
+    env.dispatch()
+
+    def answer() -> None:
+        while env.ring._load(channel.CQ_SLEEP) != channel.ASLEEP:
+            time.sleep(0.001)
+        ring.complete(first, 0, first.a0)
+        ring.wake()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    began = time.monotonic()
+    env.wait_any(3)
+    assert came == [1, 2, 3, 0] and time.monotonic() - began < client.PATIENCE_NS / 2e9
+    thread.join(20)
+
+    env.submit("null", 4, then=lambda answer: came.append(answer.r0))
+    env.ring_doorbell()
+    last = ring.take()
+    assert last is not None
+    ring.complete(last, 0, last.a0)
+    env.wait_any(2)  # which would wait for ever
+    assert came[4:] == [4]
+
+
+def test_what_is_queued_crosses_with_a_wait_that_need_not_wait(ends: tuple[socket.socket, Environment]) -> None:
+    _, env = ends
+    ring = channel.KernelRing(env.ring.memory)
+    env.submit("null", 1, then=lambda answer: None)
+    env.ring_doorbell()
+    entry = ring.take()
+    assert entry is not None
+    ring.complete(entry, 0)
+    env.submit("null", 2, then=lambda answer: None)
+    env.wait_any()
+    assert ring.pending() == 1
+
+
 def test_a_signal_does_not_leave_it_waiting_in_the_ring(ends: tuple[socket.socket, Environment]) -> None:
     """What its handler raises comes through, and doorbells ring again."""
 

@@ -49,11 +49,11 @@ cdef class ClientRing(_Ring):
     cdef public unsigned int _sq_tail, _cq_head
     cdef public unsigned long long _next_cookie, _oldest
     cdef public list _areas
-    cdef public long _begin, _free_at, _held
+    cdef public long _begin, _free_at, _held, unanswered
     cpdef unsigned long long push(
         self, int number, tuple scalars=*, unsigned int cap=*, bytes data=*, long out_bytes=*, int flags=*
     ) except 0
-    cpdef long outstanding(self) except -1
+    cpdef bint queued(self) except -1
     cpdef publish(self)
     cpdef bint wait_here(self, bint here) except -1
     cpdef bint sleep(self, long long ns, unsigned int wanted=*) except -1

@@ -355,6 +355,8 @@ class ClientRing(_Ring):
         self._sq_tail = self._load(SQ_TAIL)
         self._cq_head = self._load(CQ_HEAD)
         self._next_cookie = self._oldest = 1
+        self.unanswered = 0
+        """Entries queued whose answers were not taken."""
         self._areas = [_Area() for _ in range(COMPLETIONS)]
         """Of the entries from `_oldest` on, by cookie modulo their number, which is greater than `_UNANSWERED`."""
         self._begin = 0
@@ -377,6 +379,7 @@ class ClientRing(_Ring):
         in_bytes: cython.long = len(data)
         offset: cython.long = self._reserve(in_bytes + out_bytes)
         self._next_cookie = cookie + 1
+        self.unanswered += 1
         area: _Area = self._areas[cookie & _COMPLETION]
         area.begin = offset
         area.end = offset + _whole_words(in_bytes + out_bytes)
@@ -407,9 +410,9 @@ class ClientRing(_Ring):
         self._sq_tail = _wrap(self._sq_tail + 1)
         return cookie
 
-    def outstanding(self) -> cython.long:
-        """Entries queued whose operand space has not come back: all those whose answers were not taken, at least."""
-        return self._next_cookie - self._oldest
+    def queued(self) -> cython.bint:
+        """Whether there are entries that xokd does not see yet."""
+        return self._load(_SQ_TAIL) != self._sq_tail
 
     def publish(self) -> None:
         self._store(_SQ_TAIL, self._sq_tail)
@@ -447,6 +450,7 @@ class ClientRing(_Ring):
         self._store(_CQ_HEAD, self._cq_head)
         done.data = b""
         if done.cookie:
+            self.unanswered -= 1
             area: _Area = self._areas[done.cookie & _COMPLETION]
             if nbytes:
                 done.data = self._copy_out(area.out_offset, min(nbytes, area.out_bytes))

@@ -253,7 +253,7 @@ class Environment:
     def dispatch(self) -> cython.int:
         """Take all completions and events that are there, without waiting; how many there were."""
         count: cython.int = 0
-        outstanding: cython.long = self.ring.outstanding()
+        unanswered: cython.long = self.ring.unanswered
         completion: Completion | None
         while (completion := self.ring.pop()) is not None:
             count += 1
@@ -270,7 +270,7 @@ class Environment:
                 if self._last is not None:
                     self._done[self._last.cookie] = self._last
                 self._last = completion
-        if count + outstanding >= _COMPLETIONS:
+        if count + unanswered >= _COMPLETIONS:
             self.ring_doorbell()  # the ring was full: xokd may keep events that had no room
         return count
 
@@ -294,9 +294,11 @@ class Environment:
         """Let what is queued cross, and wait in this thread until `least` completions, but no more than are to come, or
         an event have come and were dispatched: for who has several calls on their way, each with its `then`."""
         self._heard = False
-        least -= self.dispatch()
-        if least > 0 and not self._heard:
-            self._wait_in_ring(0, least)
+        some = self.dispatch()
+        if some < least and not self._heard and (self.ring.unanswered or not some):
+            self._wait_in_ring(0, least - some)
+        elif self.ring.queued():
+            self.ring_doorbell()
 
     def _wait_in_ring(self, cookie: cython.ulonglong, least: cython.long = 1) -> None:
         """Ring, and wait until the completion of `cookie` was taken from the ring, or (0) `least` of any."""
@@ -311,9 +313,9 @@ class Environment:
                         break
                 else:
                     least -= some
-                    if least <= 0 or self._heard:
+                    if least <= 0 or self._heard or (some and not self.ring.unanswered):
                         break
-                    least = min(least, self.ring.outstanding() or 1)
+                    least = min(least, self.ring.unanswered or 1)
                 if not some and not self.ring.sleep(PATIENCE_NS, least):
                     self.drain()
         finally:
