@@ -5,10 +5,10 @@
   64 operations in one transaction.  What two C programs need to wake one another (`c/pingpong.c`) is measured between
   them: machines differ in that by a factor of three, and no crossing can cost less.
 * data: the same program writes and reads 128 MB through XN; fio does the same requests to a raw device, O_DIRECT,
-  through io_uring, as many at a time; writing ends with a flush.  Both sides take turns within each pattern.  On two
-  kinds of device: "disk", loop devices with direct I/O over images on the machine's disk that were written in full
-  before; and "memory", loop devices over images in a tmpfs: a device that takes no time, so that what is left is what
-  each side does itself.
+  through io_uring, as many at a time: few, and as many as keep the device busy; writing ends with a flush.  Both sides
+  take turns within each pattern.  On two kinds of device: "disk", loop devices with direct I/O over images on the
+  machine's disk that were written in full before; and "memory", loop devices over images in a tmpfs: a device that
+  takes no time, so that what is left is what each side does itself.
 * checks: the files workload on xokd as it is, and on a copy of this checkout in which `CHECKED` is compiled to False.
 """
 
@@ -51,8 +51,9 @@ CALLS = {
 }
 TRIPS = 20000
 """Round trips in one measurement of `pingpong`."""
-PATTERNS = {"sequential": (128, 16), "random": (16, 64)}
-"""Order: KB of a request, requests at once."""
+PATTERNS = {"sequential": (128, (16, 64)), "random": (16, (64, 256))}
+"""Order: KB of a request, requests at a time.  With the fewer a device waits for who gives it the next one; with the
+more it need not, and what it can do at most is what both sides are measured by."""
 WAYS = ("write", "read")
 FILE_MEGABYTES = 128
 IMAGE_MEGABYTES = 256
@@ -89,8 +90,9 @@ def _loads(stack: ExitStack, where: Path, rounds: int) -> dict[str, Any]:
                 continue
             load = _Load(inner, directory, ours, 250 + number)
             cells = data[kind] = {
-                f"{way} {order}": {name: [] for name in ("xn", "raw", "xn cpu", "raw cpu")}
-                for order in PATTERNS
+                f"{way} {order} {kilobytes} {depth}": {name: [] for name in ("xn", "raw", "xn cpu", "raw cpu")}
+                for order, (kilobytes, depths) in PATTERNS.items()
+                for depth in depths
                 for way in WAYS
             }
             for turn in range(rounds + 1):
@@ -98,8 +100,7 @@ def _loads(stack: ExitStack, where: Path, rounds: int) -> dict[str, Any]:
                 if kind == "memory":
                     said = {"pingpong": float(run(pingpong, str(TRIPS))), **load.calls()}
                 for name, cell in cells.items():
-                    way, order = name.split()
-                    sides = {"raw": _fio(raw, way, order), "xn": load.data(way, order)}
+                    sides = {"raw": _fio(raw, *name.split()), "xn": load.data(*name.split())}
                     for side, (rate, cpu) in sides.items():
                         if turn:  # the first round only warms up
                             cell[side].append(rate)
@@ -155,15 +156,14 @@ class _Load:
     def calls(self) -> dict[str, float]:
         return self._ask("calls")
 
-    def data(self, way: str, order: str) -> tuple[float, float]:
+    def data(self, way: str, order: str, kilobytes: str, depth: str) -> tuple[float, float]:
         """Bytes a second, and µs of CPU time for a request: the libOS's and xokd's."""
-        kilobytes, depth = PATTERNS[order]
         if way == "read":
             self._ask("forget")
         before = threads_seconds(self._xokd)
         said = self._ask(f"{way} {order} {kilobytes} {depth}")
         cpu = said["cpu"] + threads_seconds(self._xokd) - before
-        return said["bytes"] / said["seconds"], cpu / (said["bytes"] / (kilobytes << 10)) * 1e6
+        return said["bytes"] / said["seconds"], cpu / (said["bytes"] / (int(kilobytes) << 10)) * 1e6
 
     def _ask(self, what: str) -> dict[str, float]:
         Path(f"/proc/{self._libos}/root{COMMAND}").write_text(what)
@@ -182,9 +182,8 @@ class _Load:
         return said
 
 
-def _fio(device: Path, way: str, order: str) -> tuple[float, float]:
+def _fio(device: Path, way: str, order: str, kilobytes: str, depth: str) -> tuple[float, float]:
     """The same of these requests without XN, by fio."""
-    kilobytes, depth = PATTERNS[order]
     words = ["fio", "--name=raw", f"--filename={device}", "--direct=1", "--ioengine=io_uring", "--output-format=json"]
     words += [f"--rw={'rand' if order == 'random' else ''}{way}", f"--bs={kilobytes}k", f"--iodepth={depth}"]
     words += [f"--size={FILE_MEGABYTES}m", "--end_fsync=1" if way == "write" else "--norandommap=0"]
@@ -294,11 +293,11 @@ def _data_table(kind: str, placement: str, cells: dict[str, dict[str, list[float
         return f"{title}: not measured: {cells}\n"
     rows = []
     for name, cell in cells.items():
-        kilobytes, depth = PATTERNS[name.split()[1]]
+        way, order, kilobytes, depth = name.split()
         middle = {who: statistics.median(values) for who, values in cell.items()}
         rows.append(
             [
-                f"{name}, {kilobytes} KB, {depth} at a time",
+                f"{way} {order}, {kilobytes} KB, {depth} at a time",
                 *(f"{middle[who] / 1e6:,.0f}" for who in ("xn", "raw")),
                 f"{ratio(cell['xn'], cell['raw']):.2f}×",
                 *(f"{middle[who]:.1f}" for who in ("xn cpu", "raw cpu")),

@@ -127,8 +127,8 @@ cdef class Tcb(Entry):
     cpdef int release(self, uint32_t length) except -1
     cpdef int set_alarm(self, int64_t when) except -1
     cpdef int reset(self) except -1
-    cpdef uint32_t unsent(self)
-    cpdef uint32_t unacked(self)
+    cpdef uint32_t unsent(self) noexcept
+    cpdef uint32_t unacked(self) noexcept
     @cython.locals(span=Span)
     cdef int enqueue(self, Gather gather, Py_ssize_t offset, Py_ssize_t length) except -1
     cdef int dequeue(self, Py_ssize_t length) except -1

@@ -69,7 +69,8 @@ def test_a_disk_in_memory_is_no_disk() -> None:
 
 def test_data_is_told_as_rates_and_cpu_time() -> None:
     cell = {"xn": [90e6, 80e6], "raw": [100e6, 100e6], "xn cpu": [50.0, 60.0], "raw cpu": [10.0, 20.0]}
-    line = xn._data_table("memory", "one CPU", {"read random": cell}).splitlines()[2]
+    line = xn._data_table("memory", "one CPU", {"read random 16 64": cell}).splitlines()[2]
+    assert "read random, 16 KB, 64 at a time" in line
     assert line.split()[-5:] == ["85", "100", "0.85×", "55.0", "15.0"]
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from toy import DEV, Toy, da, take_pages
 
-from xok_host.abi.errors import LimitReached
+from xok_host.abi.errors import LimitReached, NotInCore
 from xok_host.abi.types import BLOCK, CHUNK_PAGES
 from xok_host.abi.views import RegistryView, registry_bytes
 from xok_host.kernel.pages import DATA, LOOK_CHUNKS, META, ROOTS, Pages, PlainMemory
@@ -43,6 +43,32 @@ def test_the_image_shows_every_field() -> None:
     for name in FIELDS:
         assert getattr(seen, name) == getattr(cached, name), name
     assert (seen.parent, seen.lock, seen.taint) == (1 << 56 | 5, 0xFFFF_FFFF, 9)
+
+
+def test_a_run_is_what_single_lookups_find() -> None:
+    """Entries and gaps, neighbours in the table in either direction or nowhere near, places that others had before."""
+    made, _ = registry(64, 16)
+    dice = random.Random(5)
+    there: dict[int, Cached] = {}
+    base = 3 << 44
+    for turn in range(300):
+        for key in dice.sample(range(base, base + 60), 20):
+            if key in there:
+                made.remove(there.pop(key))
+        new = [key for key in range(base, base + 60) if key not in there and dice.random() < 0.5]
+        for key in sorted(new, reverse=bool(turn % 2)):
+            there[key] = entry(key)
+            made.insert(there[key])
+        first = base + dice.randrange(40)
+        assert made.run(first, 25, False) == [there.get(key) for key in range(first, first + 25)]
+        missing = next((key for key in range(first, first + 25) if key not in there), 0)
+        if missing:
+            with pytest.raises(NotInCore, match=f"block {missing - base} is not in the registry"):
+                made.run(first, 25, True)
+        near = there[dice.choice(list(there))]
+        assert [made.after(near, key) for key in range(base, base + 60)] == [
+            there.get(key) for key in range(base, base + 60)
+        ]
 
 
 def test_lookup_finds_what_is_there_and_nothing_else() -> None:

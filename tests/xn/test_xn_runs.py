@@ -106,6 +106,28 @@ def test_runs_are_written_and_read_in_few_requests(extent: Extent) -> None:
     assert toy.entry(extent.first).flags & Flag.VALID
 
 
+def test_what_a_transaction_allocates_it_may_publish(extent: Extent) -> None:
+    """None of the blocks is in core when the transaction is looked at, and all are when their pages come."""
+    toy = extent.toy
+    block = toy.free_block(4, extent.first + MANY)
+    new = toy.sector(toy.root, 1)
+    new.pointers.append((block, 4, TYPE_XN_DB, 0))
+    pages = take_pages(toy.env, toy.cap, 3)
+    for page in pages:
+        toy.env.page(page)[:] = contents(page, 2)
+    publish = [Op(OpKind.PUBLISH, da(toy.root), 1, db=block + 1, count=1, type=TYPE_XN_DB, page=pages[0])]
+    publish += [
+        Op(OpKind.PUBLISH, da(toy.root), 1, db=db, count=1, type=TYPE_XN_DB, page=page)
+        for db, page in zip((block + 1, block + 3), pages[1:], strict=True)
+    ]
+    toy.transact(toy.modify(toy.root, 1, new, OpKind.ALLOC, db=block, count=4, type=TYPE_XN_DB), *publish)
+    assert [entry.db for entry in toy.local.kernel.registry.cached.values()].count(block + 1) == 1
+    assert toy.entry(block + 1).page == pages[1], "the later of two"
+    data = pack_extents([(block + 1, 1, 0), (block + 3, 1, 0)])
+    toy.env.call("writebackv", DEV, data=data)
+    assert [extent.on_disk(db) for db in (block + 1, block + 3)] == [contents(page, 2) for page in pages[1:]]
+
+
 def test_a_run_that_fails_leaves_all_its_blocks_dirty(extent: Extent) -> None:
     toy = extent.toy
     bad = (extent.first + MAX_RUN + 7) * SECTORS

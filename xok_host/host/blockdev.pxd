@@ -8,7 +8,7 @@ cdef class _Operation:
     cdef public list buffers
     cdef public object done
     cdef begin(self, bint write, bint durable, long long sector, list buffers, done)
-    cdef long long end(self)
+    cdef long long end(self) noexcept
 
 
 cdef class _Request:

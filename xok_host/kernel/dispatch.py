@@ -500,25 +500,16 @@ class Dispatch:
         registry: Registry = device.registry
         number: cython.ulonglong = device.number
         db: cython.ulonglong
-        block: cython.ulonglong
         count: cython.ulonglong
         i: cython.Py_ssize_t
-        entry: Cached | None = None
-        found: list[Cached] = []
+        runs: list[Any] = []
         _check_total(extents.total())
         for i in range(extents.n):
             db, count = extents.db(i), extents.count(i)
             _check_blocks(db, count)
-            for block in range(db, db + count):
-                entry = registry.after(entry, number << 44 | block)
-                if entry is None:
-                    raise NotInCore(f"block {block} is not in the registry")
-                found.append(entry)
-        at: cython.Py_ssize_t = 0
+            runs.append(registry.run(number << 44 | db, count, True))
         for i in range(extents.n):
-            end: cython.Py_ssize_t = at + extents.count(i)
-            io.write_blocks(found, at, end, extents.third(i) & _ALL or _ALL, pending)
-            at = end
+            io.write_blocks(runs[i], extents.third(i) & _ALL or _ALL, pending)
         return pending
 
     def flush(self, env: Environment, call: Entry) -> Result:

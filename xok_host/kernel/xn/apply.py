@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
 
 _ALL = cython.declare(cython.int, ALL_SECTORS)
+_BLOCKS = cython.declare(cython.ulonglong, (1 << 44) - 1)
 _CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
 _EXCLUSIVE = cython.declare(cython.uint, LOCK_EXCLUSIVE)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
@@ -116,7 +117,6 @@ def reserve(t: Transaction) -> None:
     """Everything that could still fail: pages, places in the registry, the environment's share (TXN-1)."""
     device = t.device
     assert device is not None
-    db: cython.ulonglong
     cached: Cached | None
     entry: Cached | None
     move: Move
@@ -127,7 +127,7 @@ def reserve(t: Transaction) -> None:
         return
     registry: Registry = device.registry
     number: cython.ulonglong = device.number
-    needed = 0
+    needed: cython.ulonglong = 0
     for move in t.allocs:
         needed += move.count
     if needed > MAX_ALLOC:
@@ -142,13 +142,12 @@ def reserve(t: Transaction) -> None:
         if CHECKED and not udf.owns(move.touched.after, move.db, move.count, TYPE_XN_DB):
             raise BogusUpdate(f"partition {move.touched.part} does not own {move.count} plain blocks at {move.db}")
         check_own_pages(t, move.page, move.count, child_access(t, shadow))
-        cached = None
-        for db in range(move.db, move.db + move.count):
-            cached = registry.after(cached, number << 44 | db)
+        move.found = registry.run(number << 44 | move.db, move.count, False)
+        for cached in move.found:
             if cached is None:
                 needed += 1
             elif cached.lock == _EXCLUSIVE and t.env not in cached.lock_holders:
-                raise Locked(f"block {db} is locked by another environment")
+                raise Locked(f"block {cached.db} is locked by another environment")
         for shadow in t.shadows:
             if move.db <= shadow.entry.db < move.db + move.count:
                 raise BadCall(f"block {shadow.entry.db} is written and published in one transaction")
@@ -379,20 +378,20 @@ def apply_publish(t: Transaction, device: Device, move: Move) -> None:
     parent = move.touched.shadow.entry
     pages: Pages = device.pages
     registry: Registry = device.registry
-    entry: Cached | None = None
-    arena: Arena
+    entry: Cached | None
+    arena: Arena | None = None
     page: cython.ulonglong = move.page
     old: cython.ulonglong = 0  # replaced pages, until a run of them ends
     olds: cython.long = 0
-    db: cython.ulonglong
+    key: cython.ulonglong = device.number << 44 | move.db
     env = t.env
-    number: cython.ulonglong = device.number
     env.pages.remove(move.page, move.count)
-    for db in range(move.db, move.db + move.count):
-        entry = registry.after(entry, number << 44 | db)
+    for entry in move.found or registry.run(key, move.count, True):
+        if entry is None:
+            entry = registry.get(key)  # the transaction itself may have brought it in
         if entry is None:
             access = child_access(t, move.touched.shadow)
-            entry = device.new_entry(db, device.data_type(), access)
+            entry = device.new_entry(key & _BLOCKS, device.data_type(), access)
             device.set_parent(entry, parent, move.touched.part)
             device.insert(entry)
         if entry.charged is not env:
@@ -406,9 +405,10 @@ def apply_publish(t: Transaction, device: Device, move: Move) -> None:
             if not olds:
                 old = entry.page
             olds += 1
+        if arena is None or page % _CHUNK == 0:
+            arena = pages.arena_of(page)
         entry.page = page
         entry.pins = 0
-        arena = pages.arena_of(page)
         entry.writer = arena.writer
         entry.flags |= _VALID
         entry.sequence += 1
@@ -418,6 +418,7 @@ def apply_publish(t: Transaction, device: Device, move: Move) -> None:
         registry.renew(entry)
         registry.publish(entry)
         page += 1
+        key += 1
     if olds:
         pages.drop_run(old, olds)
 

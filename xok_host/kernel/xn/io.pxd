@@ -56,7 +56,7 @@ cdef class DeviceIo:
     cpdef await_read(self, Cached entry, Pending pending)
     cdef read_in(self, ReadIn read, int errno)
     cpdef read(self, blocks, Pending pending)
-    cpdef write_blocks(self, found, Py_ssize_t at, Py_ssize_t end, int mask, Pending pending)
+    cpdef write_blocks(self, found, int mask, Pending pending)
     cpdef long write(self, Cached entry, int mask, Pending pending) except -1
     cdef int _tainted(self, Cached entry, int wanted, Pending pending) except -1
     cdef _send(self, run, Pending pending)
@@ -67,4 +67,5 @@ cdef class DeviceIo:
 
 
 cdef _ended(Cached entry, Flight flight)
+cdef bint _alone(Cached entry, Flight flight) noexcept
 

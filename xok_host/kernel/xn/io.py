@@ -46,7 +46,6 @@ _RUN = cython.declare(cython.long, MAX_RUN)
 _VALID = cython.declare(cython.uint, int(Flag.VALID))
 _SECTORS = cython.declare(cython.int, SECTORS)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
-_NOTHING = ()
 
 
 FAILED_NS = 10_000_000_000
@@ -262,7 +261,7 @@ class DeviceIo:
         for entry in read.blocks:
             if entry.readers:
                 waiting += entry.readers
-                entry.readers = _NOTHING
+                entry.readers = ()
             landing = entry.landing
             entry.landing = _NO_PAGE
             entry.flags &= ~_READING
@@ -289,17 +288,13 @@ class DeviceIo:
 
     # ---- writes
 
-    def write_blocks(
-        self, found: Any, at: cython.Py_ssize_t, end: cython.Py_ssize_t, mask: cython.int, pending: Pending
-    ) -> None:
-        """`write` of found[at : end], neighbours on the disk; `pending` counts runs of sectors, and blocks."""
+    def write_blocks(self, found: Any, mask: cython.int, pending: Pending) -> None:
+        """`write` of blocks that are neighbours on the disk; `pending` counts runs of sectors, and blocks."""
         page: cython.ulonglong = 0
         runs: cython.long
         entry: Cached
         run: list[Cached] = []
-        while at < end:
-            entry = found[at]
-            at += 1
+        for entry in found:
             if mask == _ALL and entry.dirty == _ALL and not (entry.in_flight | entry.flags & _META):
                 if run and (entry.page != page or page % _CHUNK == 0 or len(run) == _RUN):
                     self._send(run, pending)
@@ -426,7 +421,7 @@ class DeviceIo:
         pending: Pending | None = flight.pending
         flight.pending = None
         for entry in deferred:
-            queued, entry.deferred = entry.deferred, _NOTHING
+            queued, entry.deferred = entry.deferred, ()
             for waiting, sectors in queued:
                 if not entry.dead:
                     self.write(entry, sectors, waiting)
@@ -571,8 +566,12 @@ class DeviceIo:
             reported: cython.bint = bool(device.reports.logs or device.reports.needed)
             for flight in covered:
                 for entry in flight.blocks:
-                    _ended(entry, flight)
-                    self._show_written(entry)
+                    if _alone(entry, flight):
+                        entry.flights = ()
+                        entry.written = 0
+                    else:
+                        _ended(entry, flight)
+                        self._show_written(entry)
                     if entry.flags & _META:
                         durable(entry, flight.mask, flight.sequence)
                     else:
@@ -599,10 +598,14 @@ class DeviceIo:
 
 def _ended(entry: Cached, flight: Flight) -> None:
     """The flight is over for the block: durable, failed, or the block was freed."""
-    if len(entry.flights) == 1 and entry.flights[0] is flight:
-        entry.flights = _NOTHING
-    else:
-        entry.flights = tuple([other for other in entry.flights if other is not flight])
+    entry.flights = () if _alone(entry, flight) else tuple([other for other in entry.flights if other is not flight])
+
+
+@cython.boundscheck(False)
+@cython.wraparound(False)
+def _alone(entry: Cached, flight: Flight) -> cython.bint:
+    """Whether it is the block's only one."""
+    return len(entry.flights) == 1 and entry.flights[0] is flight
 
 
 def _blocks(pieces: list[Piece]) -> cython.long:

@@ -6,12 +6,12 @@ cdef class Wait:
     cdef public Cached entry, on
     cdef public int sector, on_sector
     cdef public unsigned long long sequence
-    cpdef bint waits_for(self, Cached on, int on_sector)
+    cpdef bint waits_for(self, Cached on, int on_sector) except -1
     cpdef resolve(self)
 
 
-cpdef bint attached(Cached entry)
-cpdef bint complete(Cached entry)
+cpdef bint attached(Cached entry) except -1
+cpdef bint complete(Cached entry) except -1
 cpdef recount(Cached entry)
 cpdef count(Cached entry, Cached parent, bint wanted)
 cpdef hang(Cached entry, Cached parent)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import cython
 
-from xok_host.abi.errors import LimitReached
+from xok_host.abi.errors import LimitReached, NotInCore
 from xok_host.abi.types import ALL_SECTORS, SECTORS, Flag
 from xok_host.abi.views import (
     _HASH_MULTIPLIER as HASH_MULTIPLIER,
@@ -50,6 +50,7 @@ _MASK32 = cython.declare(cython.uint, 0xFFFF_FFFF)
 _ENTRY_BYTES = cython.declare(cython.long, REGISTRY_ENTRY_BYTES)
 _ALL = cython.declare(cython.int, ALL_SECTORS)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
+_BLOCKS = cython.declare(cython.ulonglong, (1 << 44) - 1)
 _NO_SECTORS = (0,) * SECTORS
 _NOTHING = ()
 
@@ -231,6 +232,8 @@ class Cached:
         )
 
 
+@cython.final
+@cython.cclass
 class Registry:
     """All `Cached` of all devices, and their image."""
 
@@ -284,31 +287,46 @@ class Registry:
         self._quads[3] = self.sequence
 
     def get(self, key: cython.ulonglong) -> Cached | None:
-        index: cython.long = self._words[self._bucket(key)]
-        while index:
-            at: cython.long = (self._entries + (index - 1) * _ENTRY_BYTES) >> 2
-            if self._quads[at >> 1] == key:
-                return cython.cast(Cached, self._slots[index - 1])
-            index = self._words[at + 14]
-        return None
+        index: cython.long = self._place(key, -1)
+        return None if index < 0 else cython.cast(Cached, self._slots[index])
 
     def after(self, entry: Cached | None, key: cython.ulonglong) -> Cached | None:
-        """`get` of a block that may have come in together with `entry`: neighbours on the disk are often neighbours in
-        the table, and need no search."""
-        if entry is not None:
-            index: cython.long = entry.index + 1
-            if not self._is_at(index, key):
-                index -= 2
-                if not self._is_at(index, key):
-                    return self.get(key)
-            return cython.cast(Cached, self._slots[index])
-        return self.get(key)
+        """`get` of a block that may have come in together with `entry`."""
+        index: cython.long = self._place(key, -1 if entry is None else entry.index)
+        return None if index < 0 else cython.cast(Cached, self._slots[index])
 
-    def _is_at(self, index: cython.long, key: cython.ulonglong) -> cython.bint:
-        """Whether the entry of `key` has that place."""
-        if index < 0 or index >= self.nentries or self._quads[(self._entries + index * _ENTRY_BYTES) >> 3] != key:
-            return False
-        return self._slots[index] is not None  # the table says whose the place was last
+    def run(self, key: cython.ulonglong, count: cython.ulonglong, whole: cython.bint) -> list[Any]:
+        """`get` of `count` blocks from that one on.  Raises NotInCore if they shall be `whole` and one is missing."""
+        found: list[Any] = []
+        index: cython.long = -1
+        at: cython.ulonglong
+        for at in range(key, key + count):
+            index = self._place(at, index)
+            if index >= 0:
+                found.append(self._slots[index])
+            elif whole:
+                raise NotInCore(f"block {at & _BLOCKS} is not in the registry")
+            else:
+                found.append(None)
+        return found
+
+    def _place(self, key: cython.ulonglong, near: cython.long) -> cython.long:
+        """The index of the block's entry, or -1.  It is looked for on both sides of `near` (-1: nowhere) first: blocks
+        that are neighbours on the disk, and came in together, are neighbours in the table."""
+        first: cython.long = self._entries >> 3
+        index: cython.long = near + 1
+        if near >= 0:  # the table says whose a place was last, so it must be somebody's now
+            if index < self.nentries and self._quads[first + index * 8] == key and self._slots[index] is not None:
+                return index
+            index = near - 1
+            if index >= 0 and self._quads[first + index * 8] == key and self._slots[index] is not None:
+                return index
+        index = self._words[self._bucket(key)]
+        while index:
+            if self._quads[first + (index - 1) * 8] == key:
+                return index - 1
+            index = self._words[first * 2 + (index - 1) * 16 + 14]
+        return -1
 
     def __getitem__(self, key: int) -> Cached:
         """The entry of a block that is in core."""

@@ -37,7 +37,7 @@ cdef class Move:
     cdef public unsigned long long db, count, page
     cdef public unsigned int type
     cdef public int flags
-    cdef public list zeroed
+    cdef public list found, zeroed
     cdef Move begin(
         self, Touched touched, unsigned long long db, unsigned long long count, unsigned int type_id,
         unsigned long long page, int flags

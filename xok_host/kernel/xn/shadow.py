@@ -143,7 +143,7 @@ class Touched:
 class Move:
     """An extent that ALLOC or FREE names."""
 
-    __slots__ = ("count", "db", "flags", "page", "touched", "type", "zeroed")
+    __slots__ = ("count", "db", "flags", "found", "page", "touched", "type", "zeroed")
 
     def begin(
         self,
@@ -160,6 +160,8 @@ class Move:
         self.type = type_id
         self.page = page
         self.flags = flags
+        self.found: list[Any] = _NONE
+        """What is in core of the blocks that PUBLISH names, None for those that are not."""
         self.zeroed: list[int] = _NONE
         """Pages reserved for blocks that start as zeros."""
         return self

@@ -22,4 +22,4 @@ cdef tuple remembered(Touched touched)
 cdef owned(XnType xtype, unsigned int part, said)
 cdef referred(XnType xtype, unsigned int part, unsigned long long db, said)
 cdef counted(XnType xtype, unsigned int part, unsigned long long db, said)
-cdef Py_ssize_t one_more(before, after)
+cdef Py_ssize_t one_more(before, after) except -2
