@@ -232,6 +232,33 @@ def test_kill_9_of_xokd_loses_nothing_that_was_synced(xok: Xok, mounted: Path) -
         assert (mounted / f"file{number}").read_text() == str(number)
 
 
+def test_after_a_crash_a_disk_may_be_used_without_a_walk(xok: Xok, mounted: Path) -> None:
+    """What takes longer than it may waits for a start that has the time; everything else goes on."""
+    with open(mounted / "kept", "w") as file:
+        file.write("kept")
+        file.flush()
+        os.fsync(file.fileno())
+    (mounted / "more").write_bytes(b"m" * 1_000_000)
+    xok.kill_xokd()
+    done = xok.try_("up", "--disk", xok.image, "--no-network", "--walk", "soon")
+    assert done.status == exits.USAGE and "'soon' is no number of seconds; write it like 10, 0 or inf" in done.err
+    xok.up("--no-network", "--walk", "0")
+    assert "0 seconds did not do to walk all trees" in xok.log()
+    assert xok.status()["disks"][0]["surplus"] and "not walked since a crash" in xok("status")
+    xok("mount", "vol", mounted)
+    assert (mounted / "kept").read_text() == "kept"
+    (mounted / "after").write_bytes(b"a" * 3_000_000)
+    xok("umount", mounted)
+    xok("down")
+    done = xok.try_("check", xok.image)
+    assert done.status == exits.OK and "it was started without a walk; the next `xok up`" in done.out, done
+    xok.up()
+    assert "was started without a walk before: reconstructing" in xok.log()
+    assert not xok.status()["disks"][0]["surplus"] and "not walked" not in xok("status")
+    xok("mount", "vol", mounted)
+    assert (mounted / "after").read_bytes() == b"a" * 3_000_000 and (mounted / "kept").read_text() == "kept"
+
+
 def test_when_the_launcher_is_killed_the_disk_is_saved(tmp_path: Path) -> None:
     with instance(tmp_path) as xok:
         xok.up()

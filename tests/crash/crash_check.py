@@ -8,6 +8,8 @@ CHECK-3  Each C-FFS shows what its model allows (crash_model), read from the raw
 CHECK-4  Where the reconstruction's result is a new one, and of the others every `mount_every`th: the repaired disk
          starts, is clean and has lost no block, a fresh C-FFS shows the same, and can be written and emptied; what
          it leaves is sound.
+CHECK-5  All that is so as well when the crashed disk is used without a walk, with the free map that it holds; only
+         blocks may be lost then and counts be too high, until it is walked.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ class Checker:
             return False
         self._results.add(result)
         self.mounted(image, expect)
+        self.unwalked(image, expect)
         return True
 
     @staticmethod
@@ -127,6 +130,14 @@ class Checker:
         if not self.toys:  # what XN has of its own accord in flux after a start is nothing
             assert not report.leaked and not report.unmarked
         over_counts = bool(report.over_counts)
+        self._used_and_emptied(xok, disk, expect, report, over_counts)
+        report = reconstructed(disk.read_block, self.nblocks)
+        assert over_counts or not report.over_counts
+        assert not report.leaked, f"{report.leaked} blocks are lost"
+
+    def _used_and_emptied(
+        self, xok: LocalXok, disk: RamDisk, expect: Any, report: recover.Report, over_counts: bool
+    ) -> None:
         for name in self.names:
             fs = mount(xok, name)
             self._of(expect, name).check(view_of(fs))
@@ -141,16 +152,33 @@ class Checker:
             assert not fs.errors
             fs.env.close()
         xok.sync()
-        report = reconstructed(disk.read_block, self.nblocks)
-        assert over_counts or not report.over_counts
-        assert not report.leaked, f"{report.leaked} blocks are lost"
+
+    # ---- CHECK-5
+
+    def unwalked(self, image: bytes | bytearray, expect: Any) -> None:
+        disk = RamDisk(self.nblocks)
+        disk.data[:] = disk.durable[:] = image
+        xok = start(disk, walk=False)
+        before = reconstructed(disk.read_block, self.nblocks)
+        self._used_and_emptied(xok, disk, expect, before, bool(before.over_counts))
+        assert reconstructed(disk.read_block, self.nblocks).leaked <= before.leaked, "blocks are lost"
+        xok.stop()
+        walked = start(disk)
+        assert walked.kernel.device(DEV).superblock.surplus == before.superblock.surplus, (
+            "an orderly stop proves nothing"
+        )
+        assert not walked.recover().violations and not walked.kernel.device(DEV).superblock.surplus
+        assert not reconstructed(disk.read_block, self.nblocks).leaked
 
 
-def start(disk: RamDisk) -> LocalXok:
+def start(disk: RamDisk, *, walk: bool = True) -> LocalXok:
     """XN on a disk as a crash left it."""
     xok = LocalXok(disk=disk, format=False, max_chunks=CHUNKS, entries=1 << 10)
     if not xok.started:
-        xok.recover()
+        if walk:
+            xok.recover()
+        else:
+            xok.resume()
         assert xok.started
     return xok
 

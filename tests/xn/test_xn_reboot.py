@@ -74,6 +74,16 @@ def crashed(journal: Journal, keep: bool = False) -> recover.Report:
 # ---- what it is for
 
 
+def test_a_disk_with_logs_is_not_used_before_they_are_heard(journal: Journal) -> None:
+    node = journal.add_node(journal.root, 0)
+    journal.local.sync()
+    block = journal.early(node, 3)
+    journal.local.crash(lambda sector: False)
+    report = journal.local.resume()
+    assert report.whole and report.logs and report.unwritten == [block]
+    assert not any(journal.local.disk.read_block(block))
+
+
 def test_a_pointer_before_its_data(journal: Journal) -> None:
     node = journal.add_node(journal.root, 0)
     journal.local.sync()

@@ -1,4 +1,4 @@
-"""Start, stop, crash and reconstruction: what each finds on a disk (START-1 to START-5, RECOVER-1 to RECOVER-3)."""
+"""Start, stop, crash and reconstruction: what each finds on a disk (START-1 to START-5, RECOVER-1 to 3, RECOVER-6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xok_host.kernel.local import LocalXok, RamDisk
 from xok_host.kernel.request import IoOp
 from xok_host.kernel.xn import recover
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED
-from xok_host.kernel.xn.format import SUPERBLOCK, layout, newest, unpack_freemap_sector
+from xok_host.kernel.xn.format import SUPERBLOCK, Superblock, layout, newest, unpack_freemap_sector
 
 
 @pytest.fixture
@@ -245,3 +245,91 @@ def test_type_ids_are_never_given_out_twice(toy: Toy) -> None:
     toy.local.crash()
     toy.local.recover()
     assert toy.local.environment().call("reserve_type", DEV, data=b"b").r0 == first + 1
+
+
+# ---- RECOVER-6: a crash without a walk
+
+
+def superblock(local: LocalXok) -> Superblock:
+    return newest(local.disk.read_block(0), local.disk.read_block(local.disk.nblocks - 1))
+
+
+def test_a_crashed_disk_is_used_without_a_walk(toy: Toy) -> None:
+    """No block of a tree is read.  What was allocated and is not led to stays in use, stops and starts included, until
+    the trees are walked."""
+    node = toy.add_node(toy.root, 1)
+    toy.local.sync()
+    lost = toy.free_block(1)
+    new = toy.sector(node, 2)
+    new.pointers.append((lost, 1, TYPE_XN_DB, 0))
+    toy.transact(toy.modify(node, 2, new, OpKind.ALLOC, db=lost, count=1, type=TYPE_XN_DB))
+    toy.flush()  # the map says so, and nothing leads there: the block was never written
+    toy.local.crash()
+    disk = toy.local.disk
+    read: list[int] = []
+    original = disk.read_block
+    disk.read_block = lambda db: (read.append(db), original(db))[1]  # type: ignore[method-assign]
+    report = toy.local.resume()
+    del disk.read_block
+    assert toy.local.started and not report.whole and not {toy.root, node} & set(read)
+    for _ in range(2):
+        assert toy.local.kernel.device(DEV).superblock.surplus
+        assert not toy.local.environment(roots=["toy"]).freemaps[DEV].is_free(lost)
+        toy.local.stop()
+        assert superblock(toy.local).clean
+        found = recover.reconstruct(disk.read_block, disk.nblocks)
+        assert found.sound and found.leaked == 1
+        toy.local._boot()
+    report = toy.local.recover()
+    assert report.leaked == 1 and not superblock(toy.local).surplus
+    assert toy.local.environment(roots=["toy"]).freemaps[DEV].is_free(lost)
+
+
+def half_walked(local: LocalXok) -> recover.Report:
+    """As far as a walk must be when it does not take the disk as it is."""
+    began: list[recover.Report] = []
+    steps = recover.reconstruction(local.disk.nblocks, began=began.append)
+    wanted = next(steps)
+    while not (began and began[0].trees.get("toy")):
+        wanted = steps.send([local.disk.read_block(db) for db in wanted])
+    steps.close()
+    return began[0]
+
+
+def refused_as_it_is(report: recover.Report) -> None:
+    with pytest.raises(e.NotClean):
+        list(recover.as_it_is(report))
+
+
+def test_half_a_walk_is_no_map(toy: Toy) -> None:
+    toy.local.sync()
+    toy.local.crash()
+    report = half_walked(toy.local)
+    assert report.may_start and not report.whole
+    with pytest.raises(AssertionError, match="free what is in use"):
+        list(recover.repair(report))
+
+
+def test_a_disk_is_walked_where_something_is_wrong(toy: Toy) -> None:
+    """A damaged map, a tree that reconstruction found damaged before, and what a walk has found so far."""
+    toy.add_node(toy.root, 1)
+    broken = toy.sector(toy.root, 3)
+    broken.pointers.append((toy.root, 1, TYPE_XN_DB, 0))
+    toy.local.stop()
+    good = bytes(toy.local.disk.data)
+    sector = superblock(toy.local).freemap * SECTORS
+    toy.local.disk.write_sectors(sector, bytes(SECTOR))
+    refused_as_it_is(half_walked(toy.local))
+    toy.local.disk.data[:] = good
+
+    toy.local._boot()
+    catalogue = toy.local.kernel.device(DEV).catalogue
+    catalogue.change("toy", flags=FLAG_TAINTED)
+    toy.local.environment().call("flush", DEV)
+    toy.local.crash()
+    refused_as_it_is(half_walked(toy.local))
+    toy.local.disk.data[:] = good
+
+    put(toy, toy.root, 3, broken)
+    assert half_walked(toy.local).may_start, "the root has not been looked at yet"
+    refused_as_it_is(recover.reconstruct(toy.local.disk.read_block, toy.local.disk.nblocks))

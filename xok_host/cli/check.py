@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         fields = {
             "sound": report.sound,
             "was_clean": report.was_clean,
+            "started_without_walk": report.superblock.surplus,
             "trees": report.trees,
             "blocks": report.blocks,
             "free": report.free,
@@ -67,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
         print(
             "it was not shut down in order" + (": repaired" if options.repair else "; the next `xok up` repairs that")
         )
+    elif report.superblock.surplus and not options.repair:
+        print("after a crash it was started without a walk; the next `xok up` that has time for one makes up for that")
     if report.leaked:
         print(f"{report.leaked} blocks are marked in use and belong to nobody (harmless, freed by a repair)")
     if over_counts:

@@ -58,6 +58,7 @@ def _disk(disk: dict[str, Any]) -> str:
         f"disk {disk['device']:<7} {disk['path']}: {_size(used * 4096)} of {_size(disk['blocks'] * 4096)} in use; "
         f"{disk['read_requests']} reads, {disk['write_requests']} writes, {disk['flushes']} flushes"
         + (f", {disk['errors']} ERRORS" if disk["errors"] else "")
+        + (", perhaps less in use: not walked since a crash" if disk["surplus"] else "")
     )
 
 

@@ -29,6 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-network", action="store_true", help="do without a TAP")
     parser.add_argument("--memory", metavar="SIZE", help="for cached blocks (default: a quarter of memory, up to 1G)")
+    parser.add_argument(
+        "--walk",
+        default="10",
+        metavar="SECONDS",
+        help="after a crash, walk all trees for so long before the disk is used (default 10; inf: to the end); a disk "
+        "that takes longer, and in which nothing has been found wrong, starts with the free map that it holds, which "
+        "may show too much in use",
+    )
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
 
 
@@ -51,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         host_address=options.host_address,
         memory_chunks=config.chunks(memory),
         without=config.without_from_environment(),
+        walk_seconds=config.parse_seconds(options.walk),
     )
     started = daemon.start(wanted, foreground=options.foreground)
     if not options.foreground:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -72,6 +73,8 @@ class Config:
     host_address: str
     memory_chunks: int
     without: frozenset[str] = field(default_factory=frozenset)
+    walk_seconds: float = 10.0
+    """How long trees are walked before a disk is used that was not shut down in order, if they need not be."""
 
 
 def without_from_environment() -> frozenset[str]:
@@ -109,6 +112,14 @@ def parse_host_address(text: str) -> ipaddress.IPv4Interface:
     if interface.ip in (network.network_address, network.broadcast_address):
         raise BadCall(f"{interface.ip} is the network's own, not a host's: {network.network_address + 1} would do")
     return interface
+
+
+def parse_seconds(text: str) -> float:
+    """Not negative; "inf" is for ever.  Raises BadCall."""
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise BadCall(f"{text!r} is no number of seconds; write it like 10, 0 or inf")
 
 
 def machine_memory() -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+import time
 from collections.abc import Callable, Mapping
 
 from xok_host.abi.errors import MediaError
@@ -120,12 +122,17 @@ class Examination:
         return self.report
 
 
-def examine(disk: Disk, progress: Progress = lambda report: None) -> recover.Report:
-    """Walk everything.  Changes nothing.  Raises BadDisk, MediaError."""
+def examine(disk: Disk, progress: Progress = lambda report: None, seconds: float = math.inf) -> recover.Report:
+    """Walk everything; after `seconds` no further than must be before the disk is used (RECOVER-6), and then the report
+    is not `whole`.  Changes nothing.  Raises BadDisk, MediaError."""
+    end = time.monotonic() + seconds
     examination = Examination(disk)
     while examination.step():
-        if examination.report is not None:
-            progress(examination.report)
+        report = examination.report
+        if report is not None:
+            progress(report)
+            if time.monotonic() >= end and report.may_start:
+                break
     return examination.result
 
 
@@ -134,12 +141,22 @@ def repair(disk: Disk, report: recover.Report) -> None:
 
     While a tree is being patched they say that the disk is in use: what a crash leaves then is looked at again."""
     sectors = list(recover.repair(report))
-    last = {0, (disk.nblocks - 1) * SECTORS}
+    last = _superblocks(disk)
     if report.patches and report.was_clean:
         raw = report.superblock.renewed(clean=False).pack()
         put_sectors(disk, dict.fromkeys(last, raw))
     put_sectors(disk, {sector: raw for sector, raw in sectors if sector not in last})
     put_sectors(disk, {sector: raw for sector, raw in sectors if sector in last})
+
+
+def take_as_it_is(disk: Disk, report: recover.Report) -> None:
+    """Write what makes the disk start again after a walk that was not ended.  Raises NotClean, MediaError."""
+    put_sectors(disk, dict(recover.as_it_is(report)))
+
+
+def _superblocks(disk: Disk) -> set[int]:
+    """Their sectors."""
+    return {0, (disk.nblocks - 1) * SECTORS}
 
 
 def put_sectors(disk: Disk, sectors: dict[int, bytes], failed: Callable[[str], Exception] = MediaError) -> None:

@@ -43,7 +43,7 @@ from xok_host.host.carrier import Carrier
 from xok_host.host.config import Config
 from xok_host.host.environments import NetworkGrant
 from xok_host.host.network import Network
-from xok_host.host.reconstruct import BlockReader, Examination, examine, repair
+from xok_host.host.reconstruct import BlockReader, Examination, examine, repair, take_as_it_is
 from xok_host.host.sharedmem import SharedChunks, SharedTables
 from xok_host.host.signature import naming
 from xok_host.host.turns import Turns
@@ -86,7 +86,7 @@ class System:
             for dev, path in enumerate(config.disks, 1):
                 self.disks[dev] = open_disk(path, without=config.without)
                 self._held.callback(self.disks[dev].close)
-            reports = {dev: _recover(disk) for dev, disk in self.disks.items()}
+            reports = {dev: _recover(disk, config.walk_seconds) for dev, disk in self.disks.items()}
             self._chunks = SharedChunks(config.memory_chunks)
             self._tables = SharedTables()
             self.kernel = Kernel(
@@ -304,6 +304,7 @@ class System:
             "free": device.freemap.free if device is not None else 0,
             "dirty": len(device.dirty_blocks) if device is not None else 0,
             "in_use": device is not None and dev not in self.kernel.failed,
+            "surplus": device is not None and device.superblock.surplus,
             "direct": disk.direct,
             "engine": type(disk.engine).__name__,
             **asdict(disk.statistics()),
@@ -328,17 +329,31 @@ class System:
         }
 
 
-def _recover(disk: BlockDevice) -> Report | None:
-    """Reconstruct a disk that was in use when its last xokd ended (START-1), and find out again what is wrong with
-    trees that are tainted; None if nothing had to be done."""
+def _recover(disk: BlockDevice, seconds: float) -> Report | None:
+    """Reconstruct a disk that was in use when its last xokd ended (START-1), or since when that took too long, and find
+    out again what is wrong with trees that are tainted; None if nothing had to be done, or it takes longer than
+    `seconds` and need not be done (RECOVER-6)."""
     read = BlockReader(disk)
     with naming(disk.path):
         superblock, catalogue = read_catalogue(read, disk.nblocks)
-        if superblock.clean:
+        if superblock.clean and not superblock.surplus:
             tainted = any(entry.flags & FLAG_TAINTED for entry in catalogue.entries() if entry.kind == entry.ROOT)
             return examine(disk) if tainted else None
-        log.warning("%s was not shut down in order: reconstructing", disk.path)
-        report = examine(disk, LogProgress(disk.path))
+        why = "was started without a walk before" if superblock.clean else "was not shut down in order"
+        log.warning("%s %s: reconstructing", disk.path, why)
+        report = examine(disk, LogProgress(disk.path), seconds)
+        if not report.whole:
+            if not superblock.clean:
+                take_as_it_is(disk, report)
+            log.warning(
+                "%s: %g seconds did not do to walk all trees, after %d of about %d blocks; it starts with the free "
+                "map that it holds, which shows all that is in use and perhaps more",
+                disk.path,
+                seconds,
+                report.blocks,
+                report.expected,
+            )
+            return None
         for violation in report.violations:
             log.error("violation: %s", violation)
         repair(disk, report)

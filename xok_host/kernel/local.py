@@ -32,7 +32,7 @@ from xok_host.kernel.request import IoOp, IoRequest
 from xok_host.kernel.tables import PlainTables
 from xok_host.kernel.xn import privileged
 from xok_host.kernel.xn.patching import MAX_ROUNDS, PatchCalls, Patching
-from xok_host.kernel.xn.recover import Report, reconstruct, reconstruction, repair
+from xok_host.kernel.xn.recover import Report, as_it_is, reconstruct, reconstruction, repair
 from xok_host.kernel.xn.walk import Answers, answered
 
 WAITS = (errors.Tainted, errors.BogusUpdate, errors.UdfFailed, errors.LimitReached)
@@ -439,6 +439,28 @@ class LocalXok:
             self._repair(self.disks[dev], report)
         self._boot()
         self.patching.reports.update(reports)
+        return reports[DEV]
+
+    def resume(self) -> Report:
+        """After a crash, use the disks as they are, walked no further than must be; gives the first's report."""
+        reports = {}
+        for dev, disk in self.disks.items():
+            began: list[Report] = []
+            steps = reconstruction(disk.nblocks, began=began.append)
+            wanted = next(steps)
+            while not (began and began[0].may_start):
+                try:
+                    wanted = steps.send([disk.read_block(db) for db in wanted])
+                except StopIteration:
+                    break
+            reports[dev] = began[0]
+            if not began[0].whole:
+                for sector, raw in as_it_is(began[0]):
+                    disk.write_sectors(sector, raw)
+                disk.flush()
+            else:
+                self._repair(disk, began[0])
+        self._boot()
         return reports[DEV]
 
     def patch(self, root: str, program: Callable[[LocalEnvironment], bool]) -> str:

@@ -8,7 +8,7 @@
 
 FORMAT-1  Every sector is complete in itself, with its own checksum: a write that a crash cuts leaves whole sectors.
 FORMAT-2  The free map never shows a block as free to which something durable points (it may show too much in use).
-FORMAT-3  The superblock says `clean` only between an orderly shutdown and the next start.
+FORMAT-3  The superblock says `clean` only between an orderly shutdown, or what makes up for one, and the next start.
 FORMAT-4  Of the two superblocks the one with the higher sequence number and a right checksum counts.
 """
 
@@ -43,6 +43,7 @@ SUPERBLOCK = Structure(
     u32("clean", "1: shut down in order; 0: in use, or crashed"),
     u32("next_type", "lowest type id that was never given out"),
     u64("session", "random, not 0, while in use; what logs report of other sessions is not heard (thesis 4.6)"),
+    u32("surplus", "1: the free map may show too much in use: after a crash the disk was started without a walk"),
     size=SECTOR,
 )
 
@@ -87,6 +88,7 @@ class Superblock:
     clean: bool
     next_type: int
     session: int = 0
+    surplus: bool = False
 
     def pack(self) -> bytes:
         sector = bytearray(
@@ -104,6 +106,7 @@ class Superblock:
                 clean=int(self.clean),
                 next_type=self.next_type,
                 session=self.session,
+                surplus=int(self.surplus),
             )
         )
         SUPERBLOCK.view(sector).checksum = zlib.crc32(sector)
@@ -133,6 +136,7 @@ class Superblock:
             bool(fields.clean),
             fields.next_type,
             fields.session,
+            bool(fields.surplus),
         )
 
     def renewed(self, *, clean: bool, next_type: int | None = None, session: int | None = None) -> Superblock:

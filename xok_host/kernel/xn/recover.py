@@ -13,15 +13,18 @@ RECOVER-3  Nothing that the disk says is trusted: blocks may be owned twice, poi
 RECOVER-4  Of each tree the log keeps LOG_LIMIT errors, and the number of the others.
 RECOVER-5  What reboot UDFs report as never written (`walk`, WALK-4) holds zeros before the disk is clean;
            while a log cannot be read or asked, the disk is not made clean.
+RECOVER-6  The disk's own map never shows too little (FORMAT-2), so a walk that takes too long need not be ended before
+           the disk is used, if there are no logs and nothing has been found wrong (`may_start`): `as_it_is` makes it
+           clean.  Until a walk is ended the superblock says that the map may show too much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xok_host.abi.calls import ErrorKind, FoundError
-from xok_host.abi.errors import BadDisk, MediaError, NotFound
+from xok_host.abi.errors import BadDisk, MediaError, NotClean, NotFound
 from xok_host.abi.types import BLOCK, SECTOR, SECTORS, TYPE_FIRST_LIBFS, da_block
 from xok_host.kernel.xn import privileged
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED, Catalogue
@@ -66,6 +69,8 @@ class Report:
     bits: bytearray
     """The exact free map."""
     was_clean: bool
+    whole: bool = False
+    """Everything was walked: what is said of leaks, counts and free blocks holds."""
     violations: list[Violation] = field(default_factory=list)
     """At most LOG_LIMIT of each tree (RECOVER-4)."""
     over_counts: list[tuple[str, int, int, int]] = field(default_factory=list)
@@ -89,6 +94,8 @@ class Report:
     """The metadata blocks of all trees."""
     unwritten: list[int] = field(default_factory=list)
     """Blocks that a tree owns and its logs report as never written: `repair` fills them with zeros."""
+    logs: bool = True
+    """There may be logs; False as soon as the types are known and none has a `reboot` program."""
     unheard: list[int] = field(default_factory=list)
     """Logs of a disk that is not clean that cannot be read or asked: nobody knows what was never written."""
     watched: bytearray = field(default_factory=bytearray)
@@ -107,6 +114,12 @@ class Report:
     @property
     def tainted(self) -> set[str]:
         return {root for root, (violations, _) in self.totals.items() if violations and root != FREE_MAP}
+
+    @property
+    def may_start(self) -> bool:
+        """Whether the disk may be used as it is, as far as the walk has come (RECOVER-6)."""
+        marked = any(entry.flags & FLAG_TAINTED for entry in self.catalogue.entries())
+        return not (self.logs or marked or self.violations or self.unheard or self.patches)
 
     def reason(self, root: str) -> str:
         """Why it is tainted, in a line; empty if it is not."""
@@ -231,6 +244,7 @@ def reconstruction(
     report.leaked = (said & ~found).bit_count()
     report.unmarked = (found & ~said).bit_count()
     report.free = size * 8 - found.bit_count()
+    report.whole = True
     return report
 
 
@@ -277,6 +291,7 @@ def repair(report: Report) -> Iterator[tuple[int, bytes]]:
     """(sector, 512 bytes) to write, in this order: zeros, patches, the exact map, taint marks, then clean superblocks.
 
     Raises MediaError if it is unknown what was never written (RECOVER-5)."""
+    assert report.whole, "a map of half a walk would free what is in use"
     if report.unheard:
         raise MediaError(f"log block {report.unheard[0]} cannot be read or asked what was never written")
     superblock = report.superblock
@@ -294,6 +309,20 @@ def repair(report: Report) -> Iterator[tuple[int, bytes]]:
         if flags != entry.flags:
             report.catalogue.change(entry.name, flags=flags)
     yield from report.catalogue.take_dirty()[0]
-    clean = superblock.renewed(clean=True, next_type=max(superblock.next_type, report.catalogue.next_type))
-    yield (superblock.nblocks - 1) * SECTORS, clean.pack()
-    yield 0, clean.pack()
+    yield from _clean(report, surplus=False)
+
+
+def as_it_is(report: Report) -> Iterator[tuple[int, bytes]]:
+    """What `repair` would write if the walk were not ended: superblocks alone (RECOVER-6).  Raises NotClean unless the
+    disk `may_start`."""
+    if not report.may_start:
+        raise NotClean("the trees must be walked before the disk is used")
+    yield from _clean(report, surplus=True)
+
+
+def _clean(report: Report, *, surplus: bool) -> Iterator[tuple[int, bytes]]:
+    superblock = report.superblock
+    next_type = max(superblock.next_type, report.catalogue.next_type)
+    raw = replace(superblock.renewed(clean=True, next_type=next_type), surplus=surplus).pack()
+    yield (superblock.nblocks - 1) * SECTORS, raw
+    yield 0, raw

@@ -1,6 +1,6 @@
 """A disk's way into and out of use: chains of I/O that `privileged` begins, and that end in `then(error or None)`.
 
-START-1  A disk that was not shut down in order does not start: it is reconstructed first (`recover`).
+START-1  A disk that was not shut down in order does not start before `recover` has made it clean.
 START-2  Before anything else is written to a started disk, both superblocks say that it is in use.
 START-3  Stopping flushes, and refuses while blocks are dirty or reports needed (REBOOT-2); only then the superblocks
          say clean.

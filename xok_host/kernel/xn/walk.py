@@ -79,6 +79,7 @@ class Walk:
     def steps(self) -> Steps:
         entries = self._report.catalogue.entries()
         yield from self._load_types([entry for entry in entries if entry.kind == CatalogueEntry.TYPE])
+        self._report.logs = bool(self._lost) or any(map(self._reports, self._types))
         for entry in entries:
             if entry.kind == CatalogueEntry.ROOT:
                 self._watching = entry.name == self._watch
