@@ -6,7 +6,7 @@ import errno
 import struct
 
 import pytest
-from toy import COUNTS_AT, DEV, Sector, Toy, da, element, install_type, template
+from toy import COUNTS_AT, DEV, NO_PARTITION, Sector, Toy, da, element, install_type, take_pages, template
 
 from libfs.cffs import mkfs
 from libfs.cffs.filesystem import CFFS
@@ -66,6 +66,21 @@ def test_a_block_number_cannot_name_another_devices_block(toy: Toy) -> None:
     publish = Op(OpKind.PUBLISH, da(toy.root), 1, db=alias, count=1, page=toy.page(b"x"))
     assert toy.code("transact", data=publish.pack()) in (e.BadCall, e.BogusUpdate)
     assert toy.local.disks[OTHER].writes == before
+
+
+def test_a_page_for_another_devices_root_goes_by_that_devices_number(toy: Toy) -> None:
+    """Whoever may write both: extents that reach beyond all numbers are refused as well."""
+    raw = [toy.env.call("install_mount", dev, 0, 2, TYPE_XN_DB, data=b"raw%d" % dev) for dev in (DEV, OTHER)]
+    theirs = raw[1].r0
+    page = take_pages(toy.env, raw[1].r1, 1)[0]
+    before = [entry.page for entry in toy.local.kernel.device(OTHER).cached_in(theirs, 2)]
+    for db, count in (((DEV ^ OTHER) << 44 | theirs, 1), ((1 << 64) - 1, 2), ((1 << 64) - 1, 1)):
+        for part in (NO_PARTITION, 0):
+            op = Op(OpKind.PUBLISH, disk_address(DEV, raw[0].r0), part, db=db, count=count, page=page)
+            assert toy.code("transact", cap=raw[1].r1, data=op.pack()) is not None, (db, count, part)
+    assert [entry.page for entry in toy.local.kernel.device(OTHER).cached_in(theirs, 2)] == before
+    op = Op(OpKind.PUBLISH, disk_address(OTHER, theirs), NO_PARTITION, db=theirs, count=1, page=page)
+    toy.env.call("transact", cap=raw[1].r1, data=op.pack())
 
 
 def test_a_transaction_is_about_one_device(toy: Toy) -> None:

@@ -155,7 +155,9 @@ def reserve(t: Transaction) -> None:
         if move.flags & _PAGES:
             check_own_pages(t, move.page, move.count, child_access(t, move.touched.shadow))
     check_pages_once(t)
-    most_added = len(t.shadows) + sum([move.count for move in t.publishes]) + needed
+    most_added: cython.ulonglong = len(t.shadows) + needed
+    for move in t.publishes:
+        most_added += move.count
     if len(t.env.unsettled) + most_added > t.kernel.share:
         check_share(t.kernel, t.env, _added(t))
     if not needed and not t.allocs and not copies(t):
@@ -245,6 +247,15 @@ def check_own_pages(t: Transaction, page: cython.ulonglong, count: cython.ulongl
 
 
 def check_pages_once(t: Transaction) -> None:
+    """No page for two blocks."""
+    move: Move
+    after: cython.ulonglong = 0
+    ascending: cython.bint = True
+    for move in t.publishes:
+        ascending = ascending and move.page >= after
+        after = move.page + move.count
+    if ascending and not t.allocs:
+        return
     runs = [(move.page, move.count) for move in t.publishes]
     runs += [(move.page, move.count) for move in t.allocs if move.flags & _PAGES]
     runs.sort()

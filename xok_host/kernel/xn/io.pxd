@@ -6,6 +6,15 @@ from xok_host.kernel.xn.pending cimport Pending
 from xok_host.kernel.xn.registry cimport Cached, Registry
 from xok_host.kernel.xn.types cimport XnType
 
+cdef extern from *:
+    """
+    /* Whether the tuple has that one element. */
+    static inline int just(PyObject *all, PyObject *one) {
+        return PyTuple_GET_SIZE(all) == 1 && PyTuple_GET_ITEM(all, 0) == one;
+    }
+    """
+    bint just(tuple all, object one) noexcept
+
 
 cdef class Flight(Piece):
     cdef public list blocks
@@ -67,5 +76,4 @@ cdef class DeviceIo:
 
 
 cdef _ended(Cached entry, Flight flight)
-cdef bint _alone(Cached entry, Flight flight) noexcept
 

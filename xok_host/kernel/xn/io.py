@@ -48,6 +48,13 @@ _SECTORS = cython.declare(cython.int, SECTORS)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
 
 
+if not cython.compiled:
+
+    def just(all: tuple[Any, ...], one: object) -> bool:
+        """Whether the tuple has that one element."""
+        return len(all) == 1 and all[0] is one
+
+
 FAILED_NS = 10_000_000_000
 """How long every write of a device may fail."""
 FAILED_BLOCKS = 16
@@ -563,12 +570,16 @@ class DeviceIo:
         else:
             flight: Flight
             entry: Cached
+            registry: Registry = self._registry
             reported: cython.bint = bool(device.reports.logs or device.reports.needed)
             for flight in covered:
                 for entry in flight.blocks:
-                    if _alone(entry, flight):
+                    if just(entry.flights, flight):
                         entry.flights = ()
                         entry.written = 0
+                        if entry.durable == _ALL and not (reported | entry.dead | entry.counted | entry.flags & _META):
+                            registry.show_state(entry)  # nobody waits for it: so is most plain data
+                            continue
                     else:
                         _ended(entry, flight)
                         self._show_written(entry)
@@ -598,14 +609,9 @@ class DeviceIo:
 
 def _ended(entry: Cached, flight: Flight) -> None:
     """The flight is over for the block: durable, failed, or the block was freed."""
-    entry.flights = () if _alone(entry, flight) else tuple([other for other in entry.flights if other is not flight])
-
-
-@cython.boundscheck(False)
-@cython.wraparound(False)
-def _alone(entry: Cached, flight: Flight) -> cython.bint:
-    """Whether it is the block's only one."""
-    return len(entry.flights) == 1 and entry.flights[0] is flight
+    entry.flights = (
+        () if just(entry.flights, flight) else tuple([other for other in entry.flights if other is not flight])
+    )
 
 
 def _blocks(pieces: list[Piece]) -> cython.long:

@@ -13,6 +13,9 @@ cdef name_extent(
     Transaction t, int kind, Touched touched, unsigned long long db, unsigned long long count, unsigned int type_id,
     unsigned long long page, int flags
 )
+cdef bint root_data(
+    Transaction t, unsigned long long da, unsigned long long db, unsigned long long count, unsigned long long page, int nvec
+) except -1
 cdef show(Transaction t, unsigned long long da, long nvec)
 cdef Touched touch(Transaction t, Shadow shadow, unsigned int part)
 cdef write_bytes(Shadow shadow, unsigned int part, long offset, bytes data, long at, long nbytes)

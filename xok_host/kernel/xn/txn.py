@@ -416,7 +416,7 @@ def name_extent(
         raise BogusPartition("only a partition can own blocks")
     device = t.device
     assert device is not None
-    if not count or db + count > device.nblocks:
+    if not count or db > device.nblocks or db + count > device.nblocks:
         raise BadCall(f"{count} blocks at {db} are not on the disk")
     move: Move = Move.__new__(Move)
     move.begin(touched, db, count, type_id, page, flags)
@@ -452,10 +452,17 @@ def name_extent(
         t.allocs = noted(t.allocs, move)
 
 
-def root_data(t: Transaction, da: int, db: int, count: int, page: int, nvec: int) -> bool:
+def root_data(
+    t: Transaction,
+    da: cython.ulonglong,
+    db: cython.ulonglong,
+    count: cython.ulonglong,
+    page: cython.ulonglong,
+    nvec: cython.int,
+) -> cython.bint:
     """PUBLISH into a root extent of plain data, which has no parent: `da` is the address of its first block."""
-    device = t.kernel.device(da >> 56)
-    entry = device.get(db)
+    device: Device = t.kernel.device(da >> 56)
+    entry: Cached | None = device.get(db) if db < device.nblocks else None
     if entry is None or not entry.flags & _ROOT or entry.flags & _META:
         return False
     if nvec:
