@@ -220,7 +220,8 @@ class Check:
         report = recover.reconstruct(crashed, NBLOCKS)
         assert report.sound, [str(violation) for violation in report.violations]
         self.unwritten += bool(report.unwritten)
-        repaired.update(recover.repair(report))
+        for step in recover.repair(report):
+            repaired.update(step)
         after = recover.reconstruct(read_block, NBLOCKS)
         assert after.sound and after.was_clean and not after.unwritten and after.trees == report.trees
         self._tree(read_block, after, expect)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -164,6 +165,21 @@ def test_who_wants_more_answers_than_are_to_come_gets_those(ends: tuple[socket.s
     ring.complete(last, 0, last.a0)
     env.wait_any(2)  # which would wait for ever
     assert came[4:] == [4]
+
+
+def test_numbers_that_do_not_fit_are_not_counted_as_to_come(ends: tuple[socket.socket, Environment]) -> None:
+    _, env = ends
+    ring = channel.KernelRing(env.ring.memory)
+    for number in (-1, 1 << 64):
+        with pytest.raises((OverflowError, struct.error)):
+            env.submit("null", number)
+    assert not env.ring.unanswered and not env.ring.queued()
+    env.submit("null", 1, then=lambda answer: None)
+    env.ring_doorbell()
+    entry = ring.take()
+    assert entry is not None and entry.a0 == 1
+    ring.complete(entry, 0)
+    env.wait_any(2)  # which would wait for ever
 
 
 def test_what_is_queued_crosses_with_a_wait_that_need_not_wait(ends: tuple[socket.socket, Environment]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from toy import DEV, Sector, Toy, da, element
 
 from xok_host.abi.calls import Op, OpFlag, OpKind, pack_extents
 from xok_host.abi.errors import BogusUpdate, MediaError, Tainted, WouldCycle
 from xok_host.abi.types import CHUNK_PAGES, SECTOR, SECTORS, TYPE_XN_DB, Flag
+from xok_host.kernel.local import LocalXok
 from xok_host.kernel.request import MAX_REQUEST_SECTORS, IoOp, IoRequest, Piece, requests
-from xok_host.kernel.xn import recover
+from xok_host.kernel.xn import order, recover
+from xok_host.kernel.xn.order import attached
 
 
 @pytest.fixture
@@ -336,3 +340,57 @@ def test_no_request_is_longer_than_its_bound() -> None:
     made = requests(IoOp.READ, 1, [Told(db * SECTORS, 5 + db, 0, SECTORS) for db in range(2 * whole + 1)])
     assert [request.sectors for request in made] == [MAX_REQUEST_SECTORS, MAX_REQUEST_SECTORS, SECTORS]
     assert [request.sector for request in made] == [0, MAX_REQUEST_SECTORS, 2 * MAX_REQUEST_SECTORS]
+
+
+# ---- chains: no walk that a libOS can make long
+
+
+def chain(depth: int, *, write: bool = True) -> tuple[Toy, list[int], float]:
+    """`depth` blocks, each below the one before, written and flushed, the root's pointer to them not sent; and seconds
+    of this process's time that writing, flushing and changing the deepest one took."""
+    toy = Toy(LocalXok(depth * 2 + 1024, max_chunks=4 * (depth // 1024 + 8)))
+    toy.durable(toy.root)
+    first = toy.free_block(depth + 2)
+    blocks = list(range(first, first + depth))
+    at = toy.root
+    for block in blocks:
+        new = Sector(pointers=[(block, 1, toy.type, 0)])
+        toy.transact(toy.modify(at, 0, new, OpKind.ALLOC, db=block, count=1, type=toy.type))
+        at = block
+    began = time.process_time()
+    if not write:
+        return toy, blocks, 0.0
+    toy.env.call("writebackv", DEV, data=pack_extents([(first, depth, 0)]))
+    toy.flush()
+    toy.transact(toy.modify(at, 3, Sector(generation=7)))
+    return toy, blocks, time.process_time() - began
+
+
+@pytest.mark.slow
+def test_what_a_long_chain_costs_grows_as_it_does() -> None:
+    """Each of its blocks asks whether the disk leads to it, when it is written and when it is durable."""
+    short = min(chain(500)[2] for _ in range(3))
+    long = min(chain(8000)[2] for _ in range(2))
+    assert long < 16 * short * 5, f"{short * 1e3:.1f} ms for 500 blocks, {long * 1e3:.0f} ms for 8000"
+
+
+def test_what_is_remembered_of_a_chain_is_forgotten_in_time() -> None:
+    """A block is attached when the pointers above it have been sent, whoever was asked before, in whatever order."""
+    toy, blocks, _ = chain(20)
+    device = toy.local.kernel.device(DEV)
+    entries = [device.get(block) for block in blocks]
+    assert not any(attached(entry) for entry in reversed(entries))
+    toy.writeback(blocks[-1])
+    toy.flush()
+    toy.durable(toy.root)
+    assert all(attached(entry) for entry in entries)
+
+
+def test_a_reference_below_many_pointers_that_are_not_durable_is_refused() -> None:
+    toy, blocks, _ = chain(order.MAX_LINKS + 10, write=False)
+    counted = Sector()
+    counted.counts[0] = 1
+    referring = Sector(references=[element(blocks[-1], 4, 0)])
+    ops = [toy.modify(blocks[-1], 4, counted), toy.modify(toy.root, 5, referring)]
+    with pytest.raises(WouldCycle, match="pointers above are not durable"):
+        toy.transact(*ops)

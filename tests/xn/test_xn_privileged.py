@@ -190,8 +190,9 @@ def test_an_over_count_is_patched(toy: Toy) -> None:
     assert report.over_counts == [] and report.sound
     with pytest.raises(e.NotFound):  # nothing is wrong with it any more
         report.mod_refcnt(there, 1, [(COUNTS_AT, as_count(2))])
-    for sector, raw in recover.repair(report):
-        toy.local.disk.write_sectors(sector, raw)
+    for step in recover.repair(report):
+        for sector, raw in step.items():
+            toy.local.disk.write_sectors(sector, raw)
     again = examine(toy)
     assert again.sound and again.over_counts == []
 
@@ -208,8 +209,9 @@ def test_an_under_count_is_patched_and_the_root_can_be_mounted(toy: Toy) -> None
     assert report.tainted == {"toy"}
     report.mod_refcnt(there, 1, [(COUNTS_AT, as_count(2))])
     assert not report.tainted
-    for sector, raw in recover.repair(report):
-        toy.local.disk.write_sectors(sector, raw)
+    for step in recover.repair(report):
+        for sector, raw in step.items():
+            toy.local.disk.write_sectors(sector, raw)
     again = LocalXok(disk=toy.local.disk, format=False)
     env = again.environment(roots=["toy"])
     env.call("type_mount", DEV, data=b"toy-node")

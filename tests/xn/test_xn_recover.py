@@ -1,4 +1,4 @@
-"""Start, stop, crash and reconstruction: what each finds on a disk (START-1 to START-5, RECOVER-1 to 3, RECOVER-6)."""
+"""Start, stop, crash and reconstruction: what each finds on a disk (START-1 to START-5, RECOVER-1 to 3, 6 and 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xok_host.kernel.local import LocalXok, RamDisk
 from xok_host.kernel.request import IoOp
 from xok_host.kernel.xn import recover
 from xok_host.kernel.xn.catalogue import FLAG_TAINTED
-from xok_host.kernel.xn.format import SUPERBLOCK, Superblock, layout, newest, unpack_freemap_sector
+from xok_host.kernel.xn.format import SUPERBLOCK, Superblock, layout, newest, pack_freemap_sector, unpack_freemap_sector
 
 
 @pytest.fixture
@@ -156,8 +156,9 @@ def test_a_damaged_free_map_is_noticed_and_made_anew(stopped: Toy) -> None:
         LocalXok(disk=disk, format=False)
     report = examine(stopped)
     assert not report.sound
-    for sector, raw in recover.repair(report):
-        disk.write_sectors(sector, raw)
+    for step in recover.repair(report):
+        for sector, raw in step.items():
+            disk.write_sectors(sector, raw)
     assert examine(stopped).sound
     assert unpack_freemap_sector(0, disk.read_sectors(map_sector, 1))[0] == 0xFF
 
@@ -187,8 +188,9 @@ def test_violations_taint_their_root(stopped: Toy, kind: str, damage) -> None:  
     damage(stopped, child(stopped))
     report = examine(stopped)
     assert kind in {violation.kind for violation in report.violations} and report.tainted == {"toy"}
-    for sector, raw in recover.repair(report):
-        stopped.local.disk.write_sectors(sector, raw)
+    for step in recover.repair(report):
+        for sector, raw in step.items():
+            stopped.local.disk.write_sectors(sector, raw)
     again = LocalXok(disk=stopped.local.disk, format=False)
     assert again.kernel.devices[DEV].catalogue.find("toy").entry.flags & FLAG_TAINTED
     env = again.environment(roots=["toy"])
@@ -198,8 +200,9 @@ def test_violations_taint_their_root(stopped: Toy, kind: str, damage) -> None:  
     put(stopped, stopped.root, 7, Sector())
     mended = examine(stopped)
     assert mended.sound
-    for sector, raw in recover.repair(mended):
-        stopped.local.disk.write_sectors(sector, raw)
+    for step in recover.repair(mended):
+        for sector, raw in step.items():
+            stopped.local.disk.write_sectors(sector, raw)
     once_more = LocalXok(disk=stopped.local.disk, format=False)
     assert not once_more.kernel.devices[DEV].catalogue.find("toy").entry.flags & FLAG_TAINTED
 
@@ -298,7 +301,7 @@ def half_walked(local: LocalXok) -> recover.Report:
 
 def refused_as_it_is(report: recover.Report) -> None:
     with pytest.raises(e.NotClean):
-        list(recover.as_it_is(report))
+        recover.as_it_is(report)
 
 
 def test_half_a_walk_is_no_map(toy: Toy) -> None:
@@ -306,8 +309,49 @@ def test_half_a_walk_is_no_map(toy: Toy) -> None:
     toy.local.crash()
     report = half_walked(toy.local)
     assert report.may_start and not report.whole
-    with pytest.raises(AssertionError, match="free what is in use"):
-        list(recover.repair(report))
+    with pytest.raises(ValueError, match="free what is in use"):
+        recover.repair(report)
+
+
+def test_a_repair_that_was_cut_is_walked_to_the_end(toy: Toy) -> None:
+    """RECOVER-7: a map without what hangs below an unreadable block, and no taint mark, wherever the power fails."""
+    node = toy.add_node(toy.root, 1)
+    block = toy.add_data(node, 0, b"victim")
+    toy.local.sync()
+    toy.local.crash()
+    disk = toy.local.disk
+
+    def read_block(db: int) -> bytes:
+        if db == node:
+            raise e.MediaError("EIO")
+        return disk.read_block(db)
+
+    demand, rest, _ = recover.repair(recover.reconstruct(read_block, disk.nblocks))
+    crashed = bytes(disk.data)
+    last = disk.nblocks - 1
+    assert set(demand) == {0, last * SECTORS}
+    for cut in range(len(rest) + 1):
+        disk.data[:] = crashed
+        for sector, raw in (*demand.items(), *list(rest.items())[:cut]):
+            disk.write_sectors(sector, raw)
+        disk.flush()
+        toy.local._boot()
+        assert not toy.local.started
+        report = toy.local.resume()
+        assert report.whole, f"after {cut} sectors of the repair it started without a walk"
+        assert not toy.local.environment(roots=["toy"]).freemaps[DEV].is_free(block)
+        assert not superblock(toy.local).walk
+        toy.local.stop()
+
+
+def test_a_map_that_shows_too_little_is_not_taken(toy: Toy) -> None:
+    toy.add_node(toy.root, 1)
+    toy.local.stop()
+    first = superblock(toy.local).freemap * SECTORS
+    bits = bytearray(unpack_freemap_sector(0, toy.local.disk.read_sectors(first, 1)))
+    bits[toy.root >> 3] &= ~(1 << (toy.root & 7))
+    toy.local.disk.write_sectors(first, pack_freemap_sector(0, bits))
+    refused_as_it_is(half_walked(toy.local))
 
 
 def test_a_disk_is_walked_where_something_is_wrong(toy: Toy) -> None:

@@ -128,6 +128,25 @@ def test_what_a_transaction_allocates_it_may_publish(extent: Extent) -> None:
     assert [extent.on_disk(db) for db in (block + 1, block + 3)] == [contents(page, 2) for page in pages[1:]]
 
 
+def test_a_block_that_was_prefetched_may_be_allocated_and_published(extent: Extent) -> None:
+    """What waited in quarantine goes, and the page belongs to the block that took its place."""
+    toy = extent.toy
+    block = toy.free_block(1, extent.first + MANY)
+    toy.env.call("read_and_insert", DEV, data=pack_extents([(block, 1, 0)]))
+    assert toy.entry(block).flags & Flag.QUARANTINE
+    (page,) = take_pages(toy.env, toy.cap, 1)
+    toy.env.page(page)[:] = contents(block, 2)
+    in_use = toy.local.kernel.pages.in_use
+    new = toy.sector(toy.root, 1)
+    new.pointers.append((block, 1, TYPE_XN_DB, 0))
+    allocate = toy.modify(toy.root, 1, new, OpKind.ALLOC, db=block, count=1, type=TYPE_XN_DB)
+    toy.transact(allocate, Op(OpKind.PUBLISH, da(toy.root), 1, db=block, count=1, type=TYPE_XN_DB, page=page))
+    assert toy.entry(block).page == page and not any(entry.dead for entry in toy.env.kernel_env.unsettled)
+    assert toy.local.kernel.pages.in_use == in_use - 1, "the prefetched page is free"
+    toy.env.call("writebackv", DEV, data=pack_extents([(block, 1, 0)]))
+    assert extent.on_disk(block) == contents(block, 2)
+
+
 def test_a_run_that_fails_leaves_all_its_blocks_dirty(extent: Extent) -> None:
     toy = extent.toy
     bad = (extent.first + MAX_RUN + 7) * SECTORS

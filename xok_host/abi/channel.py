@@ -49,6 +49,7 @@ AWAY, HERE, ASLEEP = 0, 1, 2
 SQ_OFFSET = 4096
 ENTRY = struct.Struct("<HHIQIIIIQQQQ")
 """call, flags, capability index, cookie, operand offset and bytes, result offset and bytes, a0 … a3."""
+_SCALARS = struct.Struct("<4Q")
 COMPLETION = struct.Struct("<QiIQQ")
 """cookie (0: an event, code is its kind), error code (0: success), result bytes, r0, r1."""
 
@@ -372,7 +373,22 @@ class ClientRing(_Ring):
         out_bytes: cython.long = 0,
         flags: cython.int = 0,
     ) -> cython.ulonglong:
-        """Queue one entry and return its cookie.  Raises `RingFull`.  xokd sees it after `publish`."""
+        """Queue one entry and return its cookie.  Raises `RingFull`, and OverflowError or struct.error for numbers that
+        do not fit.  xokd sees it after `publish`."""
+        n: cython.Py_ssize_t = len(scalars)  # what does not fit has changed nothing
+        if cython.compiled:
+            header = cython.declare(EntryHeader)
+            header.a0 = header.a1 = header.a2 = header.a3 = 0
+            if n > 0:
+                header.a0 = scalars[0]
+            if n > 1:
+                header.a1 = scalars[1]
+            if n > 2:
+                header.a2 = scalars[2]
+            if n > 3:
+                header.a3 = scalars[3]
+        else:
+            words = _SCALARS.pack(*(*scalars, 0, 0, 0, 0)[:4])
         cookie: cython.ulonglong = self._next_cookie
         if _wrap(self._sq_tail - self._load(_SQ_HEAD)) >= _SUBMISSIONS or cookie - self._oldest >= _UNANSWERED:
             raise RingFull
@@ -388,25 +404,14 @@ class ClientRing(_Ring):
         if in_bytes:
             self._copy_in(offset, data)
         at: cython.long = _ENTRIES_AT + (self._sq_tail & _ENTRY) * 64
-        n: cython.Py_ssize_t = len(scalars)
         if cython.compiled:
-            header = cython.declare(EntryHeader)
             header.number, header.flags, header.cap, header.cookie = number, flags, cap, cookie
             header.in_offset, header.in_bytes, header.out_offset = offset, in_bytes, offset + in_bytes
             header.out_bytes = out_bytes
-            header.a0 = header.a1 = header.a2 = header.a3 = 0
-            if n > 0:
-                header.a0 = scalars[0]
-            if n > 1:
-                header.a1 = scalars[1]
-            if n > 2:
-                header.a2 = scalars[2]
-            if n > 3:
-                header.a3 = scalars[3]
             memcpy(self._base() + at, cython.address(header), 64)
         else:
             operands = (offset, in_bytes, offset + in_bytes, out_bytes)
-            ENTRY.pack_into(self.memory, at, number, flags, cap, cookie, *operands, *(*scalars, 0, 0, 0, 0)[:4])
+            ENTRY.pack_into(self.memory, at, number, flags, cap, cookie, *operands, *_SCALARS.unpack(words))
         self._sq_tail = _wrap(self._sq_tail + 1)
         return cookie
 
@@ -450,7 +455,8 @@ class ClientRing(_Ring):
         self._store(_CQ_HEAD, self._cq_head)
         done.data = b""
         if done.cookie:
-            self.unanswered -= 1
+            if self.unanswered:  # a ring that was taken over may have answers of others
+                self.unanswered -= 1
             area: _Area = self._areas[done.cookie & _COMPLETION]
             if nbytes:
                 done.data = self._copy_out(area.out_offset, min(nbytes, area.out_bytes))

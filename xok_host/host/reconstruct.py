@@ -137,26 +137,14 @@ def examine(disk: Disk, progress: Progress = lambda report: None, seconds: float
 
 
 def repair(disk: Disk, report: recover.Report) -> None:
-    """Write what makes the disk start again; superblocks last and after a flush (START-2).
-
-    While a tree is being patched they say that the disk is in use: what a crash leaves then is looked at again."""
-    sectors = list(recover.repair(report))
-    last = _superblocks(disk)
-    if report.patches and report.was_clean:
-        raw = report.superblock.renewed(clean=False).pack()
-        put_sectors(disk, dict.fromkeys(last, raw))
-    put_sectors(disk, {sector: raw for sector, raw in sectors if sector not in last})
-    put_sectors(disk, {sector: raw for sector, raw in sectors if sector in last})
+    """Write what makes the disk start again; what a crash leaves meanwhile is walked again (RECOVER-7)."""
+    for step in recover.repair(report):
+        put_sectors(disk, step)
 
 
 def take_as_it_is(disk: Disk, report: recover.Report) -> None:
     """Write what makes the disk start again after a walk that was not ended.  Raises NotClean, MediaError."""
-    put_sectors(disk, dict(recover.as_it_is(report)))
-
-
-def _superblocks(disk: Disk) -> set[int]:
-    """Their sectors."""
-    return {0, (disk.nblocks - 1) * SECTORS}
+    put_sectors(disk, recover.as_it_is(report))
 
 
 def put_sectors(disk: Disk, sectors: dict[int, bytes], failed: Callable[[str], Exception] = MediaError) -> None:

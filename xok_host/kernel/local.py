@@ -455,12 +455,13 @@ class LocalXok:
                     break
             reports[dev] = began[0]
             if not began[0].whole:
-                for sector, raw in as_it_is(began[0]):
+                for sector, raw in as_it_is(began[0]).items():
                     disk.write_sectors(sector, raw)
                 disk.flush()
             else:
                 self._repair(disk, began[0])
         self._boot()
+        self.patching.reports.update({dev: report for dev, report in reports.items() if report.whole})
         return reports[DEV]
 
     def patch(self, root: str, program: Callable[[LocalEnvironment], bool]) -> str:
@@ -504,10 +505,7 @@ class LocalXok:
 
     @staticmethod
     def _repair(disk: RamDisk, report: Report) -> None:
-        last = {0, (disk.nblocks - 1) * SECTORS}
-        sectors = list(repair(report))
-        for superblocks in (False, True):  # they say `clean`: not before the rest is durable
-            for sector, raw in sectors:
-                if (sector in last) is superblocks:
-                    disk.write_sectors(sector, raw)
+        for step in repair(report):
+            for sector, raw in step.items():
+                disk.write_sectors(sector, raw)
             disk.flush()

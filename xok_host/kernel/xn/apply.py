@@ -398,8 +398,8 @@ def apply_publish(t: Transaction, device: Device, move: Move) -> None:
     env = t.env
     env.pages.remove(move.page, move.count)
     for entry in move.found or registry.run(key, move.count, True):
-        if entry is None:
-            entry = registry.get(key)  # the transaction itself may have brought it in
+        if entry is None or entry.dead:
+            entry = registry.get(key)  # the transaction itself has brought it in, in place of what waited in quarantine
         if entry is None:
             access = child_access(t, move.touched.shadow)
             entry = device.new_entry(key & _BLOCKS, device.data_type(), access)

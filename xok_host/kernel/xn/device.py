@@ -17,7 +17,7 @@ from xok_host.kernel.xn.format import Superblock
 from xok_host.kernel.xn.freemap import FreeMap
 from xok_host.kernel.xn.io import DeviceIo
 from xok_host.kernel.xn.reboot import Reports
-from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry
+from xok_host.kernel.xn.registry import NO_PAGE, Cached, Registry, count_move
 from xok_host.kernel.xn.types import XnType
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ class Device:
 
     def set_parent(self, entry: Cached, parent: Cached, part: cython.uint) -> None:
         xtype: XnType = parent.xtype
+        if entry.parent is not None and entry.parent is not parent:
+            count_move()
         entry.parent = parent
         entry.parent_sector = xtype.sector_of[part]
         entry.parent_da = parent.key << 12

@@ -44,6 +44,7 @@ SUPERBLOCK = Structure(
     u32("next_type", "lowest type id that was never given out"),
     u64("session", "random, not 0, while in use; what logs report of other sessions is not heard (thesis 4.6)"),
     u32("surplus", "1: the free map may show too much in use: after a crash the disk was started without a walk"),
+    u32("walk", "1: it is being repaired: if that does not come to its end, the trees are walked before it is used"),
     size=SECTOR,
 )
 
@@ -89,6 +90,7 @@ class Superblock:
     next_type: int
     session: int = 0
     surplus: bool = False
+    walk: bool = False
 
     def pack(self) -> bytes:
         sector = bytearray(
@@ -107,6 +109,7 @@ class Superblock:
                 next_type=self.next_type,
                 session=self.session,
                 surplus=int(self.surplus),
+                walk=int(self.walk),
             )
         )
         SUPERBLOCK.view(sector).checksum = zlib.crc32(sector)
@@ -137,6 +140,7 @@ class Superblock:
             fields.next_type,
             fields.session,
             bool(fields.surplus),
+            bool(fields.walk),
         )
 
     def renewed(self, *, clean: bool, next_type: int | None = None, session: int | None = None) -> Superblock:

@@ -38,6 +38,9 @@ from xok_host.kernel.xn.registry import Cached
 MAX_WALK = 64
 """Blocks that the search for a cycle looks at; beyond, the operation is refused as if it had found one."""
 
+MAX_LINKS = 256
+"""Pointers above an element that need not be durable when a reference to it is made."""
+
 _ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
 _ALL = cython.declare(cython.int, ALL_SECTORS)
 _META = cython.declare(cython.uint, int(Flag.META))
@@ -281,6 +284,10 @@ def uncertain_links(entry: Cached, seen_from: Cached) -> list[tuple[Cached, int]
             reports.check_refers(entry)
         if not entry.anchored:
             links.append((entry.parent, entry.parent_sector))
+            if len(links) > MAX_LINKS:
+                raise WouldCycle(
+                    f"more than {MAX_LINKS} pointers above are not durable: flush block {entry.db} first", r0=entry.db
+                )
         entry = entry.parent
     if not entry.anchored:
         while seen_from.parent is not None:

@@ -3,7 +3,7 @@
     report = reconstruct(read_block, nblocks)        reads only; `read_block(db)` gives 4096 bytes, or MediaError
     steps = reconstruction(nblocks)                  the same as a generator, for hosts that read many blocks at once
     report.mod_refcnt(da, delta, writes)             mend a count that was found wrong
-    for sector, raw in repair(report): …             what to write so that the disk starts again
+    for step in repair(report): …                    what to write so that the disk starts again
 
 RECOVER-1  The free map that comes out is exact: in use is what XN itself, the catalogue and the trees use.
 RECOVER-2  A count above the number of references is benign (ORDER-5 makes crashes err on that side): it is reported,
@@ -16,11 +16,13 @@ RECOVER-5  What reboot UDFs report as never written (`walk`, WALK-4) holds zeros
 RECOVER-6  The disk's own map never shows too little (FORMAT-2), so a walk that takes too long need not be ended before
            the disk is used, if there are no logs and nothing has been found wrong (`may_start`): `as_it_is` makes it
            clean.  Until a walk is ended the superblock says that the map may show too much.
+RECOVER-7  A repair may write a map that is right only with its taint marks, and a patched tree block by block.  So
+           before it writes anything the superblocks say that the next start has to walk, and its last write ends that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from xok_host.abi.calls import ErrorKind, FoundError
@@ -69,6 +71,8 @@ class Report:
     bits: bytearray
     """The exact free map."""
     was_clean: bool
+    said: int = 0
+    """The map that the disk holds, as one number."""
     whole: bool = False
     """Everything was walked: what is said of leaks, counts and free blocks holds."""
     violations: list[Violation] = field(default_factory=list)
@@ -119,7 +123,9 @@ class Report:
     def may_start(self) -> bool:
         """Whether the disk may be used as it is, as far as the walk has come (RECOVER-6)."""
         marked = any(entry.flags & FLAG_TAINTED for entry in self.catalogue.entries())
-        return not (self.logs or marked or self.violations or self.unheard or self.patches)
+        if self.logs or marked or self.violations or self.unheard or self.patches or self.superblock.walk:
+            return False
+        return not int.from_bytes(self.bits[: (self.superblock.nblocks + 7) // 8], "little") & ~self.said
 
     def reason(self, root: str) -> str:
         """Why it is tainted, in a line; empty if it is not."""
@@ -235,7 +241,7 @@ def reconstruction(
     if watch:
         report.watched = bytearray(len(bits))
     report.patches = dict(patches or {})
-    said = yield from _map_of_the_disk(report)
+    said = report.said = yield from _map_of_the_disk(report)
     report.expected = max(0, said.bit_count() - int.from_bytes(bits[: (nblocks + 7) // 8], "little").bit_count())
     began(report)
     yield from Walk(report, report.patches, watch).steps()
@@ -287,42 +293,51 @@ def _map_of_the_disk(report: Report) -> Steps:
     return int.from_bytes(memory[: (superblock.nblocks + 7) // 8], "little")
 
 
-def repair(report: Report) -> Iterator[tuple[int, bytes]]:
-    """(sector, 512 bytes) to write, in this order: zeros, patches, the exact map, taint marks, then clean superblocks.
+def repair(report: Report) -> list[dict[int, bytes]]:
+    """Sectors by number.  Each step must be durable before the next: superblocks that demand a walk; zeros, patches,
+    the exact map and taint marks; clean superblocks.
 
     Raises MediaError if it is unknown what was never written (RECOVER-5)."""
-    assert report.whole, "a map of half a walk would free what is in use"
+    if not report.whole:
+        raise ValueError("a map of half a walk would free what is in use")
     if report.unheard:
         raise MediaError(f"log block {report.unheard[0]} cannot be read or asked what was never written")
     superblock = report.superblock
+    demand = replace(superblock.renewed(clean=False), walk=True)
+    report.superblock = demand
+    rest: dict[int, bytes] = {}
     for db in report.unwritten:
         for sector in range(SECTORS):
-            yield db * SECTORS + sector, bytes(SECTOR)
+            rest[db * SECTORS + sector] = bytes(SECTOR)
     for db, patched in report.patches.items():
         for sector in range(SECTORS):
-            yield db * SECTORS + sector, patched[sector * SECTOR : sector * SECTOR + SECTOR]
+            rest[db * SECTORS + sector] = patched[sector * SECTOR : sector * SECTOR + SECTOR]
     for index in range(superblock.freemap_blocks * SECTORS):
         at = index * BYTES_PER_SECTOR
-        yield superblock.freemap * SECTORS + index, pack_freemap_sector(index, report.bits[at : at + BYTES_PER_SECTOR])
+        bits = report.bits[at : at + BYTES_PER_SECTOR]
+        rest[superblock.freemap * SECTORS + index] = pack_freemap_sector(index, bits)
     for entry in report.catalogue.entries():
         flags = entry.flags & ~FLAG_TAINTED | (FLAG_TAINTED if entry.name in report.tainted else 0)
         if flags != entry.flags:
             report.catalogue.change(entry.name, flags=flags)
-    yield from report.catalogue.take_dirty()[0]
-    yield from _clean(report, surplus=False)
+    rest.update(report.catalogue.take_dirty()[0])
+    return [_superblocks(demand), rest, _clean(report, surplus=False)]
 
 
-def as_it_is(report: Report) -> Iterator[tuple[int, bytes]]:
+def as_it_is(report: Report) -> dict[int, bytes]:
     """What `repair` would write if the walk were not ended: superblocks alone (RECOVER-6).  Raises NotClean unless the
     disk `may_start`."""
     if not report.may_start:
         raise NotClean("the trees must be walked before the disk is used")
-    yield from _clean(report, surplus=True)
+    return _clean(report, surplus=True)
 
 
-def _clean(report: Report, *, surplus: bool) -> Iterator[tuple[int, bytes]]:
+def _clean(report: Report, *, surplus: bool) -> dict[int, bytes]:
     superblock = report.superblock
     next_type = max(superblock.next_type, report.catalogue.next_type)
-    raw = replace(superblock.renewed(clean=True, next_type=next_type), surplus=surplus).pack()
-    yield (superblock.nblocks - 1) * SECTORS, raw
-    yield 0, raw
+    return _superblocks(replace(superblock.renewed(clean=True, next_type=next_type), surplus=surplus, walk=False))
+
+
+def _superblocks(superblock: Superblock) -> dict[int, bytes]:
+    raw = superblock.pack()
+    return {(superblock.nblocks - 1) * SECTORS: raw, 0: raw}

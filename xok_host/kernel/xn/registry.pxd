@@ -14,6 +14,8 @@ cdef class Cached:
     cdef public object charged, deferred, readers, parent, device
     # The others.
     cdef public object will_free
+    cdef public Cached unlinked
+    cdef public unsigned long long moves
     cdef public XnType xtype
     cdef public Access access, child_access
     cdef public object memo, changed, taint, kids, fresh, waits, waiters

@@ -55,6 +55,15 @@ _NO_SECTORS = (0,) * SECTORS
 _NOTHING = ()
 
 
+_moves = cython.declare(cython.ulonglong, 0)
+"""How often a block got another parent than it had."""
+
+
+def count_move() -> None:
+    global _moves
+    _moves += 1
+
+
 @cython.freelist(512)
 @cython.cclass
 class Cached:
@@ -97,6 +106,7 @@ class Cached:
         "lock_holders",
         "lock_queue",
         "memo",
+        "moves",
         "page",
         "parent",
         "parent_da",
@@ -108,6 +118,7 @@ class Cached:
         "total_taint",
         "tree",
         "type",
+        "unlinked",
         "waiters",
         "waits",
         "will_free",
@@ -165,6 +176,9 @@ class Cached:
         self.parent: Cached | None = None
         self.parent_da = 0
         self.parent_sector = 0
+        self.unlinked: Cached | None = None
+        """This or a block above whose pointer was never in flight, as of `moves`."""
+        self.moves = 0
         self.link_sequence = 0
         """Modification of the parent that made the pointer."""
         self.counted = False
@@ -198,17 +212,26 @@ class Cached:
         )
 
     def attached(self) -> cython.bint:
-        """Whether a durable pointer may lead to the block (`order`, ORDER-4).  Once it may, that is remembered."""
+        """Whether a durable pointer may lead to the block (`order`, ORDER-4).  Once it may, that is remembered; before,
+        the block above to which none leads is, so that a long chain is not walked for each of its blocks."""
         chain = []
         at: Cached | None = self
+        unlinked: Cached | None = None
         while at is not None and not at.flags & _ATTACHED:
             if not at.linked:
-                return False
+                unlinked = at
+                break
+            if at.unlinked is not None and at.moves == _moves and not (at.unlinked.linked or at.unlinked.dead):
+                unlinked = at.unlinked
+                break
             chain.append(at)
             at = at.parent
         for block in chain:
-            block.flags |= _ATTACHED
-        return True
+            block.unlinked = unlinked
+            block.moves = _moves
+            if unlinked is None:
+                block.flags |= _ATTACHED
+        return unlinked is None
 
     def evictable(self) -> cython.bint:
         """Nothing would be lost or left hanging if the entry went away."""

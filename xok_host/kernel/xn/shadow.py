@@ -161,7 +161,7 @@ class Move:
         self.page = page
         self.flags = flags
         self.found: list[Any] = _NONE
-        """What is in core of the blocks that PUBLISH names, None for those that are not."""
+        """What was in core of the blocks that PUBLISH names when room was made, None for those that were not."""
         self.zeroed: list[int] = _NONE
         """Pages reserved for blocks that start as zeros."""
         return self
