@@ -169,6 +169,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "cffs directory": structures(cffs.SECTOR_HEADER, cffs.NAME_ENTRY),
         "cffs inode": structures(cffs.INODE, cffs.EXTENT),
         "cffs node": structures(cffs.NODE_HEADER),
+        "cffs shared": structures(cffs.SHARED_HEADER, cffs.MAP_HEADER),
     },
 }
 

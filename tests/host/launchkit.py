@@ -31,7 +31,7 @@ def memory(nbytes: int, data: bytes = b"") -> int:
 def start_message(sock: socket.socket, program: str | None, args: list[str], extra: dict[str, int]) -> None:
     """Queue what xokd sends first: a ring, empty tables, the program's source, and `extra` descriptors."""
     header = struct.pack("<IIIIII", channel.MAGIC, channel.VERSION, 0, 0, 0, 0)
-    registry = views.REGISTRY_HEADER.pack(views.REGISTRY_MAGIC, views.REGISTRY_VERSION, 1, 1, 0, 0)
+    registry = views.REGISTRY_HEADER.pack(views.REGISTRY_MAGIC, views.REGISTRY_VERSION, 1, 1, 0, 0, 0)
     tables = {
         "ring": memory(channel.RING_BYTES, header),
         "bell": os.eventfd(0),

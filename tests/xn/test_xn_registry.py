@@ -93,8 +93,8 @@ def test_lookup_finds_what_is_there_and_nothing_else() -> None:
 
 
 def test_entries_are_kept_in_the_order_of_use() -> None:
-    """Against a dictionary, whose order is that of insertion."""
-    made, _ = registry(64, 4)
+    """Against a dictionary, whose order is that of insertion; everybody sees it in the table."""
+    made, view = registry(64, 4)
     dice = random.Random(5)
     known: dict[int, Cached] = {}
     for _ in range(3000):
@@ -111,7 +111,8 @@ def test_entries_are_kept_in_the_order_of_use() -> None:
             made.insert(known[key])
         assert made.in_core() == len(known)
         assert made.oldest() is next(iter(known.values()), None)
-    assert list(made.cached) == list(known)
+        assert [seen.key for seen in view.least_recently_used(5)] == list(known)[:5]
+    assert list(made.cached) == list(known) == [seen.key for seen in view.least_recently_used(99)]
     assert all(made[key] is cached for key, cached in known.items())
 
 

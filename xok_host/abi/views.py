@@ -15,14 +15,16 @@ import struct
 from dataclasses import dataclass
 
 REGISTRY_MAGIC = 0x4B4F5852
-REGISTRY_HEADER = struct.Struct("<IIIIQQ")
-"""magic, version, entries, buckets, entries in use, sequence of the last change."""
+REGISTRY_HEADER = struct.Struct("<IIIIQQI4x")
+"""magic, version, entries, buckets, entries in use, sequence of the last change, index + 1 of the entry that has not
+been used for longest."""
 REGISTRY_HEADER_BYTES = 64
-REGISTRY_VERSION = 2
+REGISTRY_VERSION = 3
 
-REGISTRY_ENTRY = struct.Struct("<QQIIHBBBBHIIIIQI4x")
+REGISTRY_ENTRY = struct.Struct("<QQIIHBBBBHIIIIQII")
 """key (device and block), page, generation, type, flags, sectors: dirty, in flight, written, durable, pad, pins, taint,
-writer's environment, lock word (0 free, n shared, 0xFFFFFFFF exclusive), parent da, next index + 1 in the chain."""
+writer's environment, lock word (0 free, n shared, 0xFFFFFFFF exclusive), parent da, next index + 1 in the chain, index
++ 1 of the entry that was used next after this one (0: none)."""
 REGISTRY_ENTRY_BYTES = 64
 
 LOCK_EXCLUSIVE = 0xFFFF_FFFF
@@ -100,6 +102,15 @@ class RegistryView:
     def generation_offset(self, index: int) -> int:
         """Byte of entry `index`'s generation (u32) in the table: one load tells whether a page is still that page."""
         return self._entries + index * REGISTRY_ENTRY_BYTES + 16
+
+    def least_recently_used(self, most: int) -> list[RegistryEntry]:
+        """The LRU list from its old end, as it is while it is read: what XN evicts first, unless something keeps it."""
+        found: list[RegistryEntry] = []
+        index = REGISTRY_HEADER.unpack_from(self._memory, 0)[6]
+        while 0 < index <= self.nentries and len(found) < most:
+            found.append(self.at(index - 1))
+            index = REGISTRY_ENTRY.unpack_from(self._memory, self._entries + (index - 1) * REGISTRY_ENTRY_BYTES)[16]
+        return found
 
     def in_use(self) -> int:
         return int(REGISTRY_HEADER.unpack_from(self._memory, 0)[4])

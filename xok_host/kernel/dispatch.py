@@ -555,6 +555,7 @@ class Dispatch:
         at, end = call.a0, call.a0 + call.a1
         while True:
             entry = self._readable(env, at, call.cap)
+            self._kernel.registry.touch(entry)
             stop = min(end, at - at % BLOCK + BLOCK)
             out.append(bytes(self._kernel.pages.view(entry.page)[at % BLOCK : at % BLOCK + stop - at]))
             at = stop

@@ -373,6 +373,7 @@ def apply_shadow(t: Transaction, device: Device, shadow: Shadow) -> None:
         pages.put_sectors(entry.page, shadow.held, changed)
     if shadow.reading is not None:
         traced.applied(shadow)
+    device.registry.touch(entry)
     entry.sequence += 1
     entry.dirty |= changed
     if not shadow.plain:
@@ -405,6 +406,8 @@ def apply_publish(t: Transaction, device: Device, move: Move) -> None:
             entry = device.new_entry(key & _BLOCKS, device.data_type(), access)
             device.set_parent(entry, parent, move.touched.part)
             device.insert(entry)
+        else:
+            registry.touch(entry)
         if entry.charged is not env:
             charge(env, entry)
         if entry.page != _NO_PAGE:

@@ -50,6 +50,7 @@ cdef class Registry:
     cpdef touch(self, Cached entry)
     cdef _chain(self, int index)
     cdef _unchain(self, int index)
+    cdef void _show_newer(self, int index) noexcept
     cpdef Cached oldest(self)
     cpdef Cached newer(self, Cached entry)
     cdef Cached _at_place(self, int index)

@@ -45,6 +45,8 @@ _QUARANTINE = cython.declare(cython.uint, int(Flag.QUARANTINE))
 _ATTACHED = cython.declare(cython.uint, int(Flag.ATTACHED))
 
 
+_OLDEST = cython.declare(cython.long, 8)
+"""Word of the header."""
 _MULTIPLIER = cython.declare(cython.ulonglong, HASH_MULTIPLIER)
 _MASK32 = cython.declare(cython.uint, 0xFFFF_FFFF)
 _ENTRY_BYTES = cython.declare(cython.long, REGISTRY_ENTRY_BYTES)
@@ -302,6 +304,7 @@ class Registry:
             self.nbuckets,
             0,
             self.sequence,
+            0,
         )
 
     def _count(self) -> None:
@@ -371,12 +374,27 @@ class Registry:
         self._older[index] = last
         self._newer[index] = self.nentries
         self._older[self.nentries] = index
+        self._show_newer(last)
+        self._show_newer(index)
 
     def _unchain(self, index: cython.int) -> None:
         newer: cython.int = self._newer[index]
         older: cython.int = self._older[index]
         self._newer[older] = newer
         self._older[newer] = older
+        self._show_newer(older)
+
+    def _show_newer(self, index: cython.int) -> None:
+        """Publish what was used next after that entry, or (`nentries`) which is the oldest."""
+        newer: cython.uint = self._newer[index]
+        if newer == self.nentries:
+            newer = 0
+        else:
+            newer += 1
+        if index == self.nentries:
+            self._words[_OLDEST] = newer
+        else:
+            self._words[(self._entries >> 2) + index * 16 + 15] = newer
 
     def oldest(self) -> Cached | None:
         """The entry that has not been used for longest."""
