@@ -14,11 +14,12 @@ from xok_host.abi.template import Template
 from xok_host.abi.types import BLOCK, TYPE_XN_DB, TYPE_XN_TYPE, Flag, Right
 from xok_host.abi.udf import Function
 from xok_host.abi.views import REGISTRY_ENTRY
-from xok_host.kernel.capability import ADDRESS, TREE, Capability
+from xok_host.kernel.capability import ADDRESS, MAX_CAPABILITIES, TREE, Capability
 from xok_host.kernel.env import MAX_WRITE_TREES
 from xok_host.kernel.local import LocalEnvironment, LocalXok
 from xok_host.kernel.request import IoOp
 from xok_host.kernel.xn.catalogue import MAX_NAMES_OF_USER
+from xok_host.kernel.xn.format import CATALOGUE_LIMIT
 
 
 def drop(toy: Toy, *blocks: int) -> None:
@@ -488,3 +489,37 @@ def test_publishing_into_raw_roots(toy: Toy) -> None:
     toy.env.call("transact", cap=made.r1, data=op.pack())
     beyond = Op(OpKind.PUBLISH, da(made.r0), NO_PARTITION, db=made.r0 + 1, count=2, page=page)
     assert toy.code("transact", cap=made.r1, data=beyond.pack()) is e.NotInCore
+
+
+# ---- further conditions of failures that other conditions trigger as well (test_xn_failures has one of each)
+
+
+def test_a_full_catalogue_takes_no_root(toy: Toy) -> None:
+    for number in range(CATALOGUE_LIMIT):
+        if toy.code("reserve_type", DEV, data=b"type-%d" % number) is not None:
+            break
+    free = toy.local.kernel.device(DEV).freemap.free
+    with pytest.raises(e.NoSpace, match="the catalogue is full"):
+        toy.env.call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"one more")
+    assert toy.local.kernel.device(DEV).freemap.free == free
+
+
+def test_who_has_his_most_capabilities_gets_no_root(toy: Toy) -> None:
+    held = toy.env.kernel_env.capabilities
+    while len(list(held)) < MAX_CAPABILITIES:
+        held.add(Capability(TREE, 1 << 60 | len(list(held)), Right.READ, "filler"))
+    in_use, free = toy.local.kernel.pages.in_use, toy.local.kernel.device(DEV).freemap.free
+    with pytest.raises(e.LimitReached, match="capabilities in one environment"):
+        toy.env.call("install_mount", DEV, 0, 1, TYPE_XN_DB, data=b"new")
+    assert (toy.local.kernel.pages.in_use, toy.local.kernel.device(DEV).freemap.free) == (in_use, free)
+    assert toy.local.kernel.device(DEV).catalogue.get("new") is None
+
+
+def test_a_type_that_a_root_has_stays(toy: Toy) -> None:
+    """Nothing of it is in core: only the catalogue tells."""
+    toy.local.stop()
+    toy.local._boot()
+    env = toy.local.environment(roots=["toy-node"])
+    env.call("type_mount", DEV, data=b"toy-node")
+    with pytest.raises(e.InUse, match="a root is of type 'toy-node'"):
+        env.call("uninstall_mount", DEV, cap=1, data=b"toy-node")

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"in use {report.blocks} blocks, free {report.free}")
     if not report.was_clean:
         print(
-            "it was not shut down in order" + (": repaired" if options.repair else "; the next `xok up` repairs that")
+            "it was not shut down in order" + (": repaired" if options.repair else "; the next `xok up` sees to that")
         )
     elif report.superblock.surplus and not options.repair:
         print("after a crash it was started without a walk; the next `xok up` that has time for one makes up for that")

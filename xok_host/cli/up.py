@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--walk",
         default="10",
         metavar="SECONDS",
-        help="after a crash, walk all trees for so long before the disk is used (default 10; inf: to the end); a disk "
+        help="after a crash, walk all trees of a disk for so long before it is used (default 10; inf: to the end); one "
         "that takes longer, and in which nothing has been found wrong, starts with the free map that it holds, which "
         "may show too much in use",
     )
