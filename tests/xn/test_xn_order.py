@@ -394,3 +394,11 @@ def test_a_reference_below_many_pointers_that_are_not_durable_is_refused() -> No
     ops = [toy.modify(blocks[-1], 4, counted), toy.modify(toy.root, 5, referring)]
     with pytest.raises(WouldCycle, match="pointers above are not durable"):
         toy.transact(*ops)
+
+
+def test_a_wait_below_many_blocks_that_nothing_leads_to_is_refused() -> None:
+    toy, blocks, _ = chain(order.MAX_ABOVE + 10)
+    device = toy.local.kernel.device(DEV)
+    deepest, root = device.get(blocks[-1]), device.get(toy.root)
+    with pytest.raises(WouldCycle, match="blocks above wait to be led to"):
+        order.check_cycle([(deepest, 3, root, 5)])

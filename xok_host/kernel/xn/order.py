@@ -38,6 +38,8 @@ from xok_host.kernel.xn.registry import Cached
 MAX_WALK = 64
 """Blocks that the search for a cycle looks at; beyond, the operation is refused as if it had found one."""
 
+MAX_ABOVE = 1024
+"""Blocks above those of new waits that the disk does not lead to: they wait as well."""
 MAX_LINKS = 256
 """Pointers above an element that need not be durable when a reference to it is made."""
 
@@ -313,6 +315,10 @@ def check_cycle(edges: list[Edge]) -> None:
         new.setdefault((entry.key, sector), []).append((on, on_sector))
         while entry.parent is not None and entry.key not in above and not attached(entry):
             above.add(entry.key)
+            if len(above) > MAX_ABOVE:
+                raise WouldCycle(
+                    f"{MAX_ABOVE} blocks above wait to be led to: write and flush block {entry.db} first", r0=entry.db
+                )
             new.setdefault((entry.parent.key, entry.parent_sector), []).extend((entry, s) for s in range(8))
             entry = entry.parent
     for edge in edges:
