@@ -11,7 +11,7 @@ is left with, after reconstruction and what that writes
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -302,7 +302,11 @@ def noticed() -> str:
 
 
 def test_a_reconstruction_that_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk.Walk, "_ask_logs", lambda self, entry: iter(()))
+    class Deaf(walk.Walk):
+        def _ask_logs(self, entry: object) -> Iterator[list[int]]:  # type: ignore[override]
+            return iter(())
+
+    monkeypatch.setattr(recover, "Walk", Deaf)
     assert "shows somebody" in noticed()
 
 

@@ -87,7 +87,7 @@ class Walk:
                 self._watching = False
         yield from self._compare_counts()
 
-    def _claim(self, root: str, parent: int, db: int, count: int) -> bool:
+    def _claim(self, root: Any, parent: Any, db: cython.ulonglong, count: cython.ulonglong) -> cython.bint:
         """Mark as in use; False (and an error) if part of it is not on the disk or somebody's already."""
         report = self._report
         try:
@@ -164,7 +164,7 @@ class Walk:
                 report.metadata[db] = place
                 self._block(place, db, self._patches.get(db, meta), todo)
 
-    def _reports(self, type_id: int) -> bool:
+    def _reports(self, type_id: Any) -> cython.bint:
         xtype = self._types.get(type_id)
         return xtype is not None and xtype.reboot_program is not None
 
@@ -219,14 +219,20 @@ class Walk:
                     logs.update((block, type_id) for block in range(first, end) if block not in self._roots)
         return logs
 
-    def _place(self, root: str, type_id: int) -> Place | None:
+    def _place(self, root: Any, type_id: Any) -> Place | None:
         """None: nothing to look into."""
         xtype = self._types.get(type_id)
         if xtype is None or type_id in (TYPE_XN_TYPE, TYPE_XN_DB) or xtype.template is None:
             return None
         return Place(root, xtype)
 
-    def _block(self, place: Place, db: cython.ulonglong, meta: bytes, todo: list[tuple[int, int, int]]) -> None:
+    def _block(
+        self,
+        place: Place,
+        db: cython.ulonglong,
+        meta: Any,
+        todo: list,  # type: ignore[type-arg]
+    ) -> None:
         """Take stock of one metadata block; the metadata blocks that it owns are added to `todo`."""
         xtype = place.xtype
         part: cython.uint
@@ -252,7 +258,12 @@ class Walk:
             self._report.add(ErrorKind.UDF, place.root, db, str(error), parent=db)
 
     def _take(
-        self, place: Place, parent: int, owned: array[int], todo: list[tuple[int, int, int]], unwritten: Set[int]
+        self,
+        place: Place,
+        parent: cython.ulonglong,
+        owned: array[int],
+        todo: list,  # type: ignore[type-arg]
+        unwritten: Set[int],
     ) -> None:
         i: cython.Py_ssize_t
         for i in range(0, len(owned), 3):
@@ -270,7 +281,7 @@ class Walk:
             else:
                 todo += [(block, type_id, parent) for block in range(start, start + count) if block not in zeros]
 
-    def _weigh(self, place: Place, db: int, references: array[int], counts: array[int]) -> None:
+    def _weigh(self, place: Place, db: cython.ulonglong, references: array[int], counts: array[int]) -> None:
         """Set a partition's references against its counts; what is left waits for other partitions (WALK-3)."""
         nr: cython.Py_ssize_t = len(references)
         nc: cython.Py_ssize_t = len(counts)
