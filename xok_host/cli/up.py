@@ -31,11 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", help="for cached blocks (default: a quarter of memory, up to 1G)")
     parser.add_argument(
         "--walk",
-        default="10",
+        default=f"{config.DEFAULT_WALK:g}",
         metavar="SECONDS",
-        help="after a crash, walk all trees of a disk for so long before it is used (default 10; inf: to the end); one "
-        "that takes longer, and in which nothing has been found wrong, starts with the free map that it holds, which "
-        "may show too much in use",
+        help="after a crash, walk all trees of a disk for so long before it is used (default %(default)s; inf: to the "
+        "end); one that takes longer, and in which nothing has been found wrong, starts with the free map that it "
+        "holds, which may show too much in use",
     )
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground and log to standard error")
 

@@ -15,6 +15,8 @@ from xok_host.abi.types import CHUNK_BYTES
 DEFAULT_RUNTIME = "/run/xok"
 DEFAULT_TAP = "xok0"
 DEFAULT_HOST_ADDRESS = "10.42.0.1/24"
+DEFAULT_WALK = 10.0
+"""Seconds."""
 
 MAX_DISKS = 8
 """Of one xokd: an environment is sent a descriptor for each one's free map."""
@@ -73,7 +75,7 @@ class Config:
     host_address: str
     memory_chunks: int
     without: frozenset[str] = field(default_factory=frozenset)
-    walk_seconds: float = 10.0
+    walk_seconds: float = DEFAULT_WALK
     """How long trees are walked before a disk is used that was not shut down in order, if they need not be."""
 
 

@@ -454,12 +454,10 @@ class LocalXok:
                 except StopIteration:
                     break
             reports[dev] = began[0]
-            if not began[0].whole:
-                for sector, raw in as_it_is(began[0]).items():
-                    disk.write_sectors(sector, raw)
-                disk.flush()
-            else:
+            if began[0].whole:
                 self._repair(disk, began[0])
+            else:
+                self._put(disk, as_it_is(began[0]))
         self._boot()
         self.patching.reports.update({dev: report for dev, report in reports.items() if report.whole})
         return reports[DEV]
@@ -506,6 +504,10 @@ class LocalXok:
     @staticmethod
     def _repair(disk: RamDisk, report: Report) -> None:
         for step in repair(report):
-            for sector, raw in step.items():
-                disk.write_sectors(sector, raw)
-            disk.flush()
+            LocalXok._put(disk, step)
+
+    @staticmethod
+    def _put(disk: RamDisk, sectors: dict[int, bytes]) -> None:
+        for sector, raw in sectors.items():
+            disk.write_sectors(sector, raw)
+        disk.flush()

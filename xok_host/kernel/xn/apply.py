@@ -9,7 +9,7 @@ import cython
 
 from xok_host.abi.calls import OpFlag
 from xok_host.abi.errors import BadCall, BadCapability, BogusUpdate, LimitReached, Locked
-from xok_host.abi.types import ALL_SECTORS, CHUNK_PAGES, SECTORS, TYPE_XN_DB, Flag
+from xok_host.abi.types import ALL_SECTORS, BLOCK_LIMIT, CHUNK_PAGES, SECTORS, TYPE_XN_DB, Flag
 from xok_host.abi.views import LOCK_EXCLUSIVE
 from xok_host.kernel.pages import DATA, Access, Arena, Pages
 from xok_host.kernel.pageset import PageSet
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from xok_host.kernel.xn.device import Device
 
 _ALL = cython.declare(cython.int, ALL_SECTORS)
-_BLOCKS = cython.declare(cython.ulonglong, (1 << 44) - 1)
+_BLOCKS = cython.declare(cython.ulonglong, BLOCK_LIMIT - 1)
 _CHUNK = cython.declare(cython.ulonglong, CHUNK_PAGES)
 _EXCLUSIVE = cython.declare(cython.uint, LOCK_EXCLUSIVE)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)

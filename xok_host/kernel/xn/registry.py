@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cython
 
 from xok_host.abi.errors import LimitReached, NotInCore
-from xok_host.abi.types import ALL_SECTORS, SECTORS, Flag
+from xok_host.abi.types import ALL_SECTORS, BLOCK_LIMIT, SECTORS, Flag
 from xok_host.abi.views import (
     _HASH_MULTIPLIER as HASH_MULTIPLIER,
 )
@@ -52,7 +52,7 @@ _MASK32 = cython.declare(cython.uint, 0xFFFF_FFFF)
 _ENTRY_BYTES = cython.declare(cython.long, REGISTRY_ENTRY_BYTES)
 _ALL = cython.declare(cython.int, ALL_SECTORS)
 _NO_PAGE = cython.declare(cython.ulonglong, NO_PAGE)
-_BLOCKS = cython.declare(cython.ulonglong, (1 << 44) - 1)
+_BLOCKS = cython.declare(cython.ulonglong, BLOCK_LIMIT - 1)
 _NO_SECTORS = (0,) * SECTORS
 _NOTHING = ()
 
